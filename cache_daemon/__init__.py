@@ -1,0 +1,1 @@
+"""Feature cache: cache_daemon."""

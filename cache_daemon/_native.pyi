@@ -1,0 +1,326 @@
+"""The native data plane: engine, request path, gRPC server and client transport.
+
+Nothing here runs Python per key, and every call that can wait releases the interpreter lock.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Channel",
+    "DomainConfig",
+    "FetchBatch",
+    "HintedValue",
+    "Histogram",
+    "NamespaceConfig",
+    "Node",
+    "NodeConfig",
+    "Reply",
+    "RouteRule",
+    "RpcError",
+    "Sample",
+    "Server",
+    "StoreConfig",
+    "WriteReply",
+    "build_info",
+    "encode_delete",
+    "encode_get",
+    "encode_put",
+]
+
+# ---- configuration -------------------------------------------------------------------------------
+
+@final
+class DomainConfig:
+    """One eviction domain: a pool of a namespace with its own TTL, byte budget and policy."""
+    def __init__(
+        self,
+        *,
+        name: str,
+        budget_bytes: int,
+        policy: str = "s3fifo",  # s3fifo | lru | fifo | tinylfu
+        ttl_ms: int = 0,  # 0: no expiry
+        ttl_jitter: float = 0.1,  # a TTL is shortened by up to this share
+        refresh_ahead: float = 0.0,  # refresh hot keys in this last share of their TTL; 0: never
+    ) -> None: ...
+    name: str
+    budget_bytes: int
+    policy: str
+    ttl_ms: int
+    ttl_jitter: float
+    refresh_ahead: float
+
+@final
+class RouteRule:
+    """Which domain a fetched value enters when nobody hints: all conditions given must hold."""
+    def __init__(self, *, domain: str, prefix: bytes = b"", asked_at_least: int = 0) -> None: ...
+    domain: str
+    prefix: bytes
+    asked_at_least: int
+
+@final
+class NamespaceConfig:
+    def __init__(
+        self,
+        *,
+        name: str,
+        domains: Sequence[DomainConfig],
+        default_domain: str,
+        rules: Sequence[RouteRule] = ...,
+        store: str = "",  # "": misses are not fetched
+        negative_ttl_ms: int = 0,  # 0: not-found answers are not cached
+        fetch_timeout_ms: int = 1000,  # how long a read waits for the store when it has no deadline
+    ) -> None: ...
+    name: str
+    domains: list[DomainConfig]
+    default_domain: str
+    rules: list[RouteRule]
+    store: str
+    negative_ttl_ms: int
+    fetch_timeout_ms: int
+
+@final
+class StoreConfig:
+    """The native side of one store: what waits for it and for how long."""
+    def __init__(
+        self,
+        *,
+        name: str,
+        max_batch_keys: int = 2000,  # keys of one get_many call at most
+        concurrency: int = 4,  # get_many calls outstanding at most
+        timeout_ms: int = 1000,  # a call is abandoned after this
+        queue_keys: int = 1_000_000,  # misses that may wait; beyond: THROTTLED
+    ) -> None: ...
+    name: str
+    max_batch_keys: int
+    concurrency: int
+    timeout_ms: int
+    queue_keys: int
+
+@final
+class NodeConfig:
+    def __init__(
+        self,
+        *,
+        memory_bytes: int,  # never exceeded: arena, index, tables and ghosts together
+        namespaces: Sequence[NamespaceConfig],
+        stores: Sequence[StoreConfig] = ...,
+        segment_bytes: int = 0,  # 0: chosen from the smallest domain, at most 1 MiB
+        expected_item_bytes: int = 256,  # key and value together; sizes the index
+        huge_pages: bool = True,
+        max_value_bytes: int = 8 << 20,
+        max_batch_keys: int = 16384,
+        max_reply_bytes: int = 64 << 20,
+        max_pending_batches: int = 4096,
+        refresh_keys_per_second: int = 1000,
+    ) -> None: ...
+    memory_bytes: int
+    namespaces: list[NamespaceConfig]
+    stores: list[StoreConfig]
+    segment_bytes: int
+    expected_item_bytes: int
+    huge_pages: bool
+    max_value_bytes: int
+    max_batch_keys: int
+    max_reply_bytes: int
+    max_pending_batches: int
+    refresh_keys_per_second: int
+    def arena_bytes(self) -> int:
+        """Bytes that the domains' budgets may share, after index and tables are taken off."""
+
+# ---- the node ------------------------------------------------------------------------------------
+
+@final
+class Sample:
+    """One counter or gauge of a native room."""
+    @property
+    def name(self) -> str: ...
+    @property
+    def help(self) -> str: ...
+    @property
+    def kind(self) -> str: ...  # counter | gauge
+    @property
+    def labels(self) -> dict[str, str]: ...
+    @property
+    def value(self) -> float: ...
+
+@final
+class Histogram:
+    """One latency histogram; `counts` has one more entry than `bounds` (the overflow)."""
+    @property
+    def name(self) -> str: ...
+    @property
+    def help(self) -> str: ...
+    @property
+    def labels(self) -> dict[str, str]: ...
+    @property
+    def bounds(self) -> list[float]: ...  # seconds, upper bounds
+    @property
+    def counts(self) -> list[int]: ...  # per bucket, not cumulative
+    @property
+    def sum(self) -> float: ...  # seconds
+
+@final
+class HintedValue:
+    """A store's answer that carries hints: the domain it should enter, its own TTL."""
+    def __init__(self, value: bytes | None, *, domain: str = "", ttl_ms: int = 0) -> None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def domain(self) -> str: ...
+    @property
+    def ttl_ms(self) -> int: ...
+
+@final
+class FetchBatch:
+    """Deduplicated misses that one `get_many` call answers. Ends by `complete` or `fail`, once."""
+    @property
+    def groups(self) -> list[tuple[str, list[bytes]]]: ...
+    @property
+    def keys(self) -> int: ...
+    @property
+    def timeout_s(self) -> float: ...  # what is left of the store's timeout
+    @property
+    def priority(self) -> int: ...  # 0 live, 1 speculative, 2 refresh or replay
+    def complete(self, values: Sequence[Sequence[bytes | HintedValue | None]]) -> None:
+        """Answers every key: bytes or HintedValue = found, None = not found.
+
+        A group that is missing, too short, too long or holds anything else answers ERROR for its
+        keys; the other groups are used.
+        """
+    def fail(self, reason: str) -> None:
+        """Answers every key with ERROR, or with THROTTLED or TIMED_OUT when `reason` says so."""
+
+@final
+class Node:
+    """Engine, single-flight table and store queues of one process."""
+    def __init__(self, config: NodeConfig) -> None:
+        """Raises ValueError for a bad config and MemoryError when memory cannot be reserved."""
+    def batch_get(self, request: bytes, timeout_s: float) -> Reply:
+        """Serves one encoded BatchGetRequest in process. Raises RpcError as the server would."""
+    def batch_put(self, request: bytes, timeout_s: float) -> WriteReply: ...
+    def batch_delete(self, request: bytes, timeout_s: float) -> WriteReply: ...
+    def batch_get_async(
+        self, request: bytes, timeout_s: float, done: Callable[[Reply | RpcError], None]
+    ) -> None: ...
+    def batch_put_async(
+        self, request: bytes, timeout_s: float, done: Callable[[WriteReply | RpcError], None]
+    ) -> None: ...
+    def batch_delete_async(
+        self, request: bytes, timeout_s: float, done: Callable[[WriteReply | RpcError], None]
+    ) -> None: ...
+    def take_fetch(self, store: str, wait_s: float) -> FetchBatch | None:
+        """Waits up to `wait_s` for misses of `store`; None when there are none, or after stop."""
+    def resize_domain(self, namespace: str, domain: str, budget_bytes: int) -> int:
+        """Returns the old budget. Raises KeyError (unknown name), ValueError (no room)."""
+    def flush_namespace(self, namespace: str) -> int:
+        """Drops every item of the namespace; returns how many."""
+    def samples(self) -> list[Sample]: ...
+    def histograms(self) -> list[Histogram]: ...
+    def stop(self) -> None:
+        """Answers what waits with TIMED_OUT and wakes every take_fetch. Idempotent."""
+
+@final
+class Server:
+    """The gRPC data service, health and reflection on TCP and Unix sockets."""
+    def __init__(
+        self,
+        node: Node,
+        addresses: Sequence[str],  # host:port (port 0: any) or unix:/path
+        *,
+        max_message_bytes: int = 64 << 20,
+        reflection: bool = True,
+    ) -> None:
+        """Raises OSError when an address cannot be bound."""
+    @property
+    def addresses(self) -> list[str]: ...
+    def set_serving(self, serving: bool) -> None:
+        """What grpc.health.v1 answers."""
+    def drain(self, timeout_s: float) -> bool:
+        """Refuses new calls, waits for accepted ones; False when some had to be cancelled."""
+    def stop(self) -> None: ...
+
+# ---- client transport ----------------------------------------------------------------------------
+
+class RpcError(Exception):
+    """A call that ended without a reply."""
+    code: int  # grpc.StatusCode as a number
+    details: str
+
+@final
+class Reply:
+    """A BatchGetResponse; the arrays are views into it (no copy) and keep it alive."""
+    @property
+    def request_id(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    def statuses(self, column: int) -> npt.NDArray[np.uint8]: ...
+    def value_lengths(self, column: int) -> npt.NDArray[np.uint32]: ...
+    def values(self, column: int) -> npt.NDArray[np.uint8]: ...
+    def as_bytes(self, column: int) -> list[bytes | None]:
+        """One bytes object a key; None where the status carries no value."""
+    def gather(
+        self, column: int, out: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_]
+    ) -> None:
+        """Copies each value of exactly out.shape[1] bytes into its row and sets `valid`; other rows
+        are zeroed."""
+
+@final
+class WriteReply:
+    @property
+    def columns(self) -> int: ...
+    def statuses(self, column: int) -> npt.NDArray[np.uint8]: ...
+
+@final
+class Channel:
+    """One native gRPC connection to a FeatureCache service."""
+    def __init__(
+        self,
+        target: str,  # host:port or unix:/path
+        *,
+        root_certificates: bytes | None = None,  # given: TLS
+        private_key: bytes | None = None,
+        certificate_chain: bytes | None = None,
+        server_name: str = "",
+        max_message_bytes: int = 64 << 20,
+    ) -> None: ...
+    def batch_get(self, request: bytes, timeout_s: float) -> Reply: ...
+    def batch_put(self, request: bytes, timeout_s: float) -> WriteReply: ...
+    def batch_delete(self, request: bytes, timeout_s: float) -> WriteReply: ...
+    def batch_get_async(
+        self, request: bytes, timeout_s: float, done: Callable[[Reply | RpcError], None]
+    ) -> None: ...
+    def batch_put_async(
+        self, request: bytes, timeout_s: float, done: Callable[[WriteReply | RpcError], None]
+    ) -> None: ...
+    def batch_delete_async(
+        self, request: bytes, timeout_s: float, done: Callable[[WriteReply | RpcError], None]
+    ) -> None: ...
+    def close(self) -> None: ...
+
+# Keys of one column: an integer numpy array (ids), or a sequence of bytes / str, or (blob, lengths).
+_Keys = Any
+
+def encode_get(
+    columns: Sequence[tuple[str, _Keys, str]],  # namespace, keys, domain hint or ""
+    *,
+    request_id: int = 0,
+    cache_only: bool = False,
+) -> bytes:
+    """Encodes a BatchGetRequest. Raises ValueError for keys that are neither ids nor bytes."""
+
+def encode_put(
+    columns: Sequence[tuple[str, _Keys, str, Any, Any]],  # ..., values, ttl_ms or None
+) -> bytes:
+    """Encodes a BatchPutRequest.
+
+    Values: a sequence of bytes, a C-contiguous array with one row a key, or (blob, lengths).
+    TTL: None, one int in milliseconds, or an integer array.
+    """
+
+def encode_delete(columns: Sequence[tuple[str, _Keys, str]]) -> bytes: ...
+def build_info() -> dict[str, str]:
+    """Versions and switches of this build: compiler, grpc, simd, format."""
