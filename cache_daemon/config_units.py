@@ -1,0 +1,214 @@
+"""Sizes, durations and shares as people write them in a config file.
+
+`Size`, `Duration`, `Share` and `Budget` are pydantic field types: they read `4GiB`, `1h30m` and
+`40%`, hold plain numbers (bytes, seconds, 0..1), and write themselves back in the same notation, so
+that printed effective settings are a valid config again.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
+
+__all__ = [
+    "Budget",
+    "BudgetField",
+    "Duration",
+    "Share",
+    "Size",
+    "format_duration",
+    "format_share",
+    "format_size",
+    "parse_budget",
+    "parse_duration",
+    "parse_share",
+    "parse_size",
+]
+
+_SIZE_UNITS = {
+    "B": 1,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "TiB": 1 << 40,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
+_DURATION_UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
+# 16 EiB and 1,000 years: beyond them a number is a slip of the keyboard, and native code keeps
+# sizes and times in signed 64-bit integers.
+_SIZE_MAX = (1 << 63) - 1
+_DURATION_MS_MAX = 1000 * 366 * 86_400_000
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|d|h|m|s))+")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|d|h|m|s)")
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+
+
+def parse_size(value: object) -> int:
+    """Bytes of `512MiB`, `1.5GiB`, `4GB` or a plain integer.
+
+    Raises ValueError with a hint when the text is not a size, or is no whole number of bytes.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+        if match is None:
+            raise ValueError(f"{value!r} is not a size; write 512MiB, 4GiB or a number of bytes")
+        number, unit = match.groups()
+        factor = _SIZE_UNITS.get(unit or "B")
+        if factor is None:
+            raise ValueError(f"unknown unit {unit!r} in {value!r}; use {', '.join(_SIZE_UNITS)}")
+        exact = float(number) * factor if "." in number else int(number) * factor
+        if exact != int(exact):
+            raise ValueError(f"{value!r} is not a whole number of bytes")
+        size = int(exact)
+    if not 0 <= size <= _SIZE_MAX:
+        raise ValueError(f"{value!r} is out of range")
+    return size
+
+
+def format_size(size: int) -> str:
+    """Text of the largest binary unit that expresses `size` exactly; `parse_size` reads it back."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size and size % _SIZE_UNITS[unit] == 0:
+            return f"{size // _SIZE_UNITS[unit]}{unit}"
+    return f"{size}B"
+
+
+def parse_duration(value: object) -> float:
+    """Seconds of `250ms`, `5m`, `1h30m` or 0; a whole number of milliseconds.
+
+    Raises ValueError with a hint: a plain number has no unit and could mean anything.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == 0:
+        return 0.0
+    text = value.strip() if isinstance(value, str) else ""
+    if text == "0":
+        return 0.0
+    if not _DURATION.fullmatch(text):
+        raise ValueError(
+            f"{value!r} is not a duration; write it with its unit: 250ms, 30s, 5m or 1h30m"
+        )
+    total = 0.0
+    for number, unit in _DURATION_PART.findall(text):
+        total += float(number) * _DURATION_UNITS_MS[unit]
+    milliseconds = round(total)
+    # Decimal fractions such as 1.001s are not exact in binary; what is left is far below 1 µs.
+    if abs(total - milliseconds) > 1e-3:
+        raise ValueError(f"{value!r} is not a whole number of milliseconds")
+    if milliseconds > _DURATION_MS_MAX:
+        raise ValueError(f"{value!r} is out of range")
+    return milliseconds / 1000
+
+
+def format_duration(seconds: float) -> str:
+    """Text such as `1h30m`; `parse_duration` reads it back."""
+    left = round(seconds * 1000)
+    if left == 0:
+        return "0s"
+    parts = []
+    for unit, factor in _DURATION_UNITS_MS.items():
+        count, left = divmod(left, factor)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts)
+
+
+def parse_share(value: object) -> float:
+    """A share in 0..1 of `10%` or 0.1. Raises ValueError."""
+    share = -1.0
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        share = float(value)
+    elif isinstance(value, str) and (match := _SHARE.fullmatch(value.strip())):
+        share = float(match.group(1)) / 100
+    if not 0 <= share <= 1:
+        raise ValueError(f"{value!r} is not a share; write 10%, or a number from 0 to 1")
+    return share
+
+
+def format_share(share: float) -> str:
+    """Text such as `10%`; `parse_share` reads it back."""
+    return f"{share * 100:.10g}%"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The bytes of an eviction domain: a size, or a share of the arena."""
+
+    size: int = 0  # bytes; used when share is 0
+    share: float = 0.0  # of the arena, in 0..1
+
+    def bytes_of(self, arena_bytes: int) -> int:
+        """Bytes of this budget in an arena of `arena_bytes`."""
+        return int(self.share * arena_bytes) if self.share else self.size
+
+    def __str__(self) -> str:
+        return format_share(self.share) if self.share else format_size(self.size)
+
+
+def parse_budget(value: object) -> Budget:
+    """A budget of `512MiB` or `40%`. Raises ValueError."""
+    if isinstance(value, Budget):
+        return value
+    if isinstance(value, str) and value.strip().endswith("%"):
+        budget = Budget(share=parse_share(value))
+    elif isinstance(value, float):
+        raise ValueError(f"{value!r} is not a budget; write a size (512MiB) or a share (40%)")
+    else:
+        budget = Budget(size=parse_size(value))
+    if not budget.share and not budget.size:
+        raise ValueError("a budget must be above 0")
+    return budget
+
+
+def _schema(description: str, pattern: str, *numbers: dict[str, Any]) -> WithJsonSchema:
+    text = {"type": "string", "pattern": pattern}
+    return WithJsonSchema({"description": description, "anyOf": [text, *numbers]})
+
+
+_SIZE_PATTERN = r"^\d+(\.\d+)?\s*(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)?$"
+_DURATION_PATTERN = r"^(\d+(\.\d+)?(ms|d|h|m|s))+$|^0$"
+_SHARE_PATTERN = r"^\d+(\.\d+)?\s*%$"
+_BYTES = {"type": "integer", "minimum": 0}
+
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(format_size, return_type=str, when_used="json"),
+    _schema("bytes: 512MiB, 4GiB or a plain number", _SIZE_PATTERN, _BYTES),
+]
+"""Bytes."""
+
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration, return_type=str, when_used="json"),
+    _schema("a duration: 250ms, 5m, 1h30m or 0", _DURATION_PATTERN, {"const": 0}),
+]
+"""Seconds."""
+
+Share = Annotated[
+    float,
+    BeforeValidator(parse_share),
+    PlainSerializer(format_share, return_type=str, when_used="json"),
+    _schema("a share: 10% or 0.1", _SHARE_PATTERN, {"type": "number", "minimum": 0, "maximum": 1}),
+]
+"""A share in 0..1."""
+
+BudgetField = Annotated[
+    Budget,
+    PlainValidator(parse_budget),
+    PlainSerializer(str, return_type=str, when_used="json"),
+    _schema(
+        "bytes of an eviction domain: a size, or a share of the arena (40%)",
+        rf"{_SIZE_PATTERN}|{_SHARE_PATTERN}",
+        _BYTES,
+    ),
+]
+"""A `Budget`."""
