@@ -1,0 +1,97 @@
+# The entry points. `make help` lists them; CI calls nothing but these.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+
+# Python of the virtual environment, used as `-m tool` so that a moved checkout still works.
+RUN := .venv/bin/python -m
+PATHS := cache_daemon sharding warmup benchmarks tests tools
+NATIVE = $(shell find native -name '*.cpp' -o -name '*.hpp')
+BENCH ?=
+ARGS ?=
+# Thread sanitizer wants a fixed address layout on kernels with much randomisation.
+FIXED_LAYOUT := $(shell setarch -R true 2>/dev/null && echo setarch -R)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: system setup
+system:
+	@tools/system_packages.sh
+
+setup: system ## system packages, virtual environment, native extension (all targets do this first)
+	@tools/setup_venv.sh
+
+.PHONY: demo
+demo: setup ## a daemon serves ranking requests over a real data set, for about a minute
+	@$(RUN) benchmarks.demo $(ARGS)
+
+# pytest comes last: its summary is the closing line that CI reads.
+.PHONY: test
+test: ## everything: lint, native tests, sanitizers, then pytest
+	@$(MAKE) --no-print-directory setup
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory native-test
+	@$(MAKE) --no-print-directory asan
+	@$(MAKE) --no-print-directory tsan
+	@$(MAKE) --no-print-directory pytest
+
+.PHONY: pytest
+pytest: setup ## the Python tests: unit, integration, e2e (ARGS="-k name" for some)
+	@$(RUN) pytest -n 2 --dist loadgroup $(ARGS)
+
+.PHONY: native-test asan tsan
+native-test: system ## native tests, optimised, warnings are errors
+	@tools/native_test.sh dev
+
+asan: system ## native tests under the address and undefined-behaviour sanitizers
+	@tools/native_test.sh asan
+
+tsan: system ## native tests under the thread sanitizer
+	@$(FIXED_LAYOUT) tools/native_test.sh tsan
+
+.PHONY: coverage
+coverage: setup ## line coverage of the native tests
+	@tools/native_test.sh coverage
+	@$(RUN) gcovr --root . --filter native/src --filter native/include --print-summary build/coverage
+
+.PHONY: lint types tidy check
+lint: setup types ## formatting, ruff, mypy strict, the stub of the extension
+	@$(RUN) ruff check $(PATHS)
+	@$(RUN) ruff format --check --quiet $(PATHS)
+	@.venv/bin/clang-format --dry-run -Werror $(NATIVE)
+
+types: setup
+	@$(RUN) mypy
+	@$(RUN) mypy.stubtest cache_daemon._native --concise --allowlist tools/stubtest_allowlist.txt
+
+tidy: setup ## clang-tidy on the native sources that changed since they last passed
+	@cmake --preset dev >/dev/null
+	@cmake --build --preset dev
+	@$(RUN) tools.clang_tidy --build build/dev
+
+check: lint tidy ## lint, types and clang-tidy
+
+.PHONY: format
+format: setup ## rewrite the sources in house style
+	@$(RUN) ruff check --fix $(PATHS)
+	@$(RUN) ruff format $(PATHS)
+	@.venv/bin/clang-format -i $(NATIVE)
+
+.PHONY: bench
+bench: setup ## measured figures, beside their peers (BENCH=engine ARGS=--quick for a part)
+	@cmake --preset release >/dev/null
+	@cmake --build --preset release
+	@if [[ -n "$(BENCH)" ]]; then $(RUN) benchmarks run $(BENCH) $(ARGS); \
+	else for name in $$($(RUN) benchmarks list --names); do $(RUN) benchmarks run $$name $(ARGS); done; fi
+
+.PHONY: ci
+ci: ## what CI runs
+	@.ci/run
+
+.PHONY: clean
+clean: ## remove all that was built (not the demo's data or downloads)
+	@rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
