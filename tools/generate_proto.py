@@ -30,7 +30,7 @@ PACKAGE = "cache_daemon._proto"
 
 POOL_IMPORT = "from google.protobuf import descriptor_pool as _descriptor_pool"
 POOL_OURS = f"from {PACKAGE}._pool import POOL as _POOL"
-POOL_MODULE = '''"""The descriptor pool of our generated messages, apart from the process-wide default."""
+POOL_MODULE = '''"""A descriptor pool of our own, apart from the process-wide one."""
 
 from google.protobuf.descriptor_pool import DescriptorPool
 

@@ -1,4 +1,4 @@
-"""The descriptor pool of our generated messages, apart from the process-wide default."""
+"""A descriptor pool of our own, apart from the process-wide one."""
 
 from google.protobuf.descriptor_pool import DescriptorPool
 
