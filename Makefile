@@ -9,7 +9,7 @@ MAKEFLAGS += --no-builtin-rules
 RUN := .venv/bin/python -m
 PATHS := cache_daemon sharding warmup benchmarks tests tools
 NATIVE = $(shell find native -name '*.cpp' -o -name '*.hpp')
-BENCH ?=
+BENCH ?= all
 ARGS ?=
 # Thread sanitizer wants a fixed address layout on kernels with much randomisation.
 FIXED_LAYOUT := $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -85,8 +85,7 @@ format: setup ## rewrite the sources in house style
 bench: setup ## measured figures, beside their peers (BENCH=engine ARGS=--quick for a part)
 	@cmake --preset release >/dev/null
 	@cmake --build --preset release
-	@if [[ -n "$(BENCH)" ]]; then $(RUN) benchmarks run $(BENCH) $(ARGS); \
-	else for name in $$($(RUN) benchmarks list --names); do $(RUN) benchmarks run $$name $(ARGS); done; fi
+	@$(RUN) benchmarks run $(BENCH) $(ARGS)
 
 .PHONY: ci
 ci: ## what CI runs
