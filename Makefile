@@ -81,11 +81,18 @@ format: setup ## rewrite the sources in house style
 	@$(RUN) ruff format $(PATHS)
 	@.venv/bin/clang-format -i $(NATIVE)
 
-.PHONY: bench
-bench: setup ## measured figures, beside their peers (BENCH=engine ARGS=--quick for a part)
+.PHONY: bench figures
+bench: setup release ## measured figures, beside their peers (BENCH=engine ARGS=--quick for a part)
+	@$(RUN) benchmarks run $(BENCH) $(ARGS)
+
+figures: setup release ## measure everything anew and write the tables of the documents
+	@$(RUN) benchmarks run all --json | tee build/figures.jsonl
+	@$(RUN) tools.update_figures build/figures.jsonl
+
+.PHONY: release
+release: system
 	@cmake --preset release >/dev/null
 	@cmake --build --preset release
-	@$(RUN) benchmarks run $(BENCH) $(ARGS)
 
 .PHONY: ci
 ci: ## what CI runs
