@@ -19,10 +19,10 @@ __all__ = [
     "Values",
 ]
 
-Groups: TypeAlias = "Sequence[tuple[str, list[bytes]]]"
+Groups: TypeAlias = Sequence[tuple[str, list[bytes]]]
 """What a batch asks: (namespace, its keys), each namespace and each key of it once."""
 
-Values: TypeAlias = "Sequence[Sequence[bytes | HintedValue | None]]"
+Values: TypeAlias = Sequence[Sequence["bytes | HintedValue | None"]]
 """What a store answers: one sequence a group, one entry a key, in the order asked."""
 
 

@@ -30,7 +30,7 @@ from cache_daemon.stores._base import (
     Values,
 )
 
-__all__ = ["KEY_BYTES_MAX", "LmdbStore", "LmdbWriter", "Options"]
+__all__ = ["KEY_BYTES_MAX", "LmdbOptions", "LmdbStore", "LmdbWriter"]
 
 KEY_BYTES_MAX = 511
 _NAMESPACES_MAX = 1024
@@ -52,19 +52,23 @@ class SimulatedDelay(BaseModel):
         return self
 
 
-class Options(BaseModel):
+class LmdbOptions(BaseModel):
     """Options of `type: lmdb`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Path = Field(description="directory of the environment; it must exist")
     map_size: Size = Field(
-        1 << 40,
+        default=1 << 40,
         gt=0,
         description="address space for the file, not memory; no file may grow beyond it while read",
     )
-    max_readers: int = Field(126, ge=1, le=4096, description="reader slots of the lock file")
-    readahead: bool = Field(False, description="let the kernel read ahead; helps only large values")
+    max_readers: int = Field(
+        default=126, ge=1, le=4096, description="reader slots of the lock file"
+    )
+    readahead: bool = Field(
+        default=False, description="let the kernel read ahead; helps only large values"
+    )
     simulated_delay: SimulatedDelay = Field(
         default_factory=SimulatedDelay, description="for demos and tests"
     )
@@ -73,9 +77,9 @@ class Options(BaseModel):
 class LmdbStore:
     """Reads namespaces from one LMDB environment, opened read-only."""
 
-    Options = Options
+    Options = LmdbOptions
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: LmdbOptions) -> None:
         """Raises StoreConfigError when there is no environment at `options.path`."""
         self._path = options.path
         self._delay = options.simulated_delay
