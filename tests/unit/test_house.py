@@ -28,7 +28,9 @@ _ENVIRONMENT = {"environ", "environb", "getenv"}
 
 def _tracked() -> list[Path]:
     """Every file of the checkout that is or would be committed, generated code left out."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    # The checkout may belong to another user than the one who tests it, as in a container.
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
+    command += ["--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=_ROOT, capture_output=True, check=True, text=True).stdout
     paths = [_ROOT / name for name in listed.split("\0") if name]
     return [path for path in paths if path.is_file() and "_proto" not in path.parts]
