@@ -17,6 +17,7 @@ __all__ = [
     "Duration",
     "Share",
     "Size",
+    "SizeOrAuto",
     "format_duration",
     "format_share",
     "format_size",
@@ -184,6 +185,16 @@ Size = Annotated[
     _schema("bytes: 512MiB, 4GiB or a plain number", _SIZE_PATTERN, _BYTES),
 ]
 """Bytes."""
+
+SizeOrAuto = Annotated[
+    int,
+    BeforeValidator(lambda value: 0 if value == "auto" else parse_size(value)),
+    PlainSerializer(
+        lambda size: format_size(size) if size else "auto", return_type=str, when_used="json"
+    ),
+    _schema("bytes, or auto", rf"^auto$|{_SIZE_PATTERN}", _BYTES),
+]
+"""Bytes; 0 for `auto`."""
 
 Duration = Annotated[
     float,

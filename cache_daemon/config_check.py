@@ -1,0 +1,198 @@
+"""Everything that can be wrong with a config, found in one pass.
+
+`check` validates the whole by its models and then what spans sections.
+"""
+
+import ipaddress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from cache_daemon.config_model import DOMAINS_MAX, Config, is_address, split_address
+from cache_daemon.config_problem import ConfigError, Path, Problem, at_path, nearest, translate
+from cache_daemon.config_units import format_share, format_size, parse_budget, parse_size
+from cache_daemon.stores import StoreConfigError, options_model
+
+__all__ = ["ConfigError", "Path", "Problem", "check", "is_loopback", "nearest"]
+
+_T = TypeVar("_T")
+_TOPOLOGIES_TO_COME = ("separate", "sharded")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach a listener at `address`."""
+    if address.startswith("unix:"):
+        return True
+    host, _ = split_address(address)
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name may resolve to anything
+
+
+def check(
+    raw: Mapping[Any, Any], machine_memory_bytes: int | None = None
+) -> tuple[Config | None, list[Problem]]:
+    """Validates raw settings as a whole: the config when there is no problem, and all problems.
+
+    `machine_memory_bytes` is what machine and cgroup allow; None: not checked.
+    """
+    problems: list[Problem] = []
+    config: Config | None = None
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        problems += translate(Config, error, raw)
+    problems += _topology_problems(raw)
+    problems += _listen_problems(raw)
+    problems += _memory_problems(raw, machine_memory_bytes)
+    for name, namespace in _entries(raw, "namespaces"):
+        problems += _namespace_problems(raw, name, namespace)
+    for name, store in _entries(raw, "stores"):
+        problems += _option_problems(name, store)
+    return (None if problems else config), problems
+
+
+# The checks below span sections, so they look at the raw settings: one slip in a section must not
+# hide what else is wrong with it. What has not even the right type is left to the models.
+
+
+def _topology_problems(raw: Mapping[Any, Any]) -> Iterator[Problem]:
+    topology = raw.get("topology")
+    if topology in _TOPOLOGIES_TO_COME:
+        yield Problem(
+            ("topology",),
+            f"{topology!r} comes with a later release; this one runs 'colocated'",
+        )
+
+
+def _listen_problems(raw: Mapping[Any, Any]) -> Iterator[Problem]:
+    grpc = at_path(raw, "listen", "grpc")
+    listeners: list[tuple[Path, Any]] = [
+        (("listen", "grpc", index), address)
+        for index, address in enumerate(grpc if isinstance(grpc, list) else ())
+    ]
+    listeners += [(("listen", name), at_path(raw, "listen", name)) for name in ("admin", "http")]
+    taken: dict[str, str] = {}
+    for path, address in listeners:
+        if not isinstance(address, str) or not is_address(address):
+            continue
+        if raw.get("insecure") is not True and not is_loopback(address):
+            yield Problem(
+                path,
+                f"{address} is reachable from other machines and nothing is encrypted yet; "
+                "listen on 127.0.0.1 or a Unix socket, or set insecure: true",
+            )
+        same = _same_listener(address)
+        if same in taken:
+            yield Problem(path, f"{address} is taken by {taken[same]}")
+        elif same:
+            taken[same] = Problem(path, "").where
+
+
+def _memory_problems(raw: Mapping[Any, Any], machine_memory_bytes: int | None) -> Iterator[Problem]:
+    size = _parsed(parse_size, at_path(raw, "memory", "size"))
+    if size is None:
+        return
+    if machine_memory_bytes is not None and size > machine_memory_bytes:
+        yield Problem(
+            ("memory", "size"),
+            f"{format_size(size)} is more than the {machine_memory_bytes / (1 << 30):.1f}GiB "
+            "that this machine or its cgroup allows",
+        )
+    budgets = [
+        _parsed(parse_budget, domain.get("budget"))
+        for _, namespace in _entries(raw, "namespaces")
+        for _, domain in _entries(namespace, "domains")
+    ]
+    if len(budgets) > DOMAINS_MAX:
+        yield Problem(("namespaces",), f"more than {DOMAINS_MAX} domains in all")
+    shares = sum(budget.share for budget in budgets if budget)
+    sizes = sum(budget.size for budget in budgets if budget)
+    if shares > 1 + 1e-9:
+        yield Problem(
+            ("namespaces",),
+            f"the domains' budgets add up to {format_share(shares)} of the arena; at most 100%",
+        )
+    # The arena is smaller than the memory by index and tables; what exactly is left for domains is
+    # for the engine to say, see `config_node`.
+    elif sizes + shares * size > size:
+        yield Problem(
+            ("namespaces",),
+            f"the domains' budgets add up to {(sizes + shares * size) / (1 << 20):.1f}MiB, "
+            f"more than memory.size ({format_size(size)})",
+        )
+
+
+def _namespace_problems(
+    raw: Mapping[Any, Any], name: str, namespace: Mapping[Any, Any]
+) -> Iterator[Problem]:
+    here: Path = ("namespaces", name)
+    domains = [domain for domain, _ in _entries(namespace, "domains")]
+    default = namespace.get("default_domain")
+    if default is None and len(domains) > 1:
+        yield Problem(
+            (*here, "default_domain"),
+            f"missing; say which of {', '.join(domains)} values enter by default",
+        )
+    named: list[tuple[Path, Any]] = [((*here, "default_domain"), default)]
+    rules = namespace.get("rules")
+    for index, rule in enumerate(rules if isinstance(rules, list) else ()):
+        named.append(((*here, "rules", index, "domain"), at_path(rule, "domain")))
+    for path, domain in named:
+        if domains and isinstance(domain, str) and domain not in domains:
+            yield Problem(path, f"no domain {domain!r}; {nearest(domain, domains)}")
+    store = namespace.get("store")
+    stores = [known for known, _ in _entries(raw, "stores")]
+    if isinstance(store, str) and store not in stores:
+        hint = nearest(store, stores) if stores else "the config has no stores"
+        yield Problem((*here, "store"), f"no store {store!r}; {hint}")
+
+
+def _option_problems(name: str, store: Mapping[Any, Any]) -> list[Problem]:
+    """What is wrong with a store's options by the model of its type."""
+    type_, options = store.get("type"), store.get("options", {})
+    if not isinstance(type_, str) or not isinstance(options, Mapping):
+        return []
+    try:
+        model = options_model(type_)
+    except StoreConfigError as error:
+        return [Problem(("stores", name, "type"), str(error))]
+    if model is None:
+        return []  # a class of the user's own that declares nothing; it is told when it is made
+    try:
+        model.model_validate(options)
+    except ValidationError as error:
+        return [
+            Problem(("stores", name, "options", *problem.path), problem.message)
+            for problem in translate(model, error, options)
+        ]
+    return []
+
+
+def _entries(node: Any, name: str) -> list[tuple[str, Mapping[Any, Any]]]:
+    """The named mappings of a section."""
+    section = at_path(node, name)
+    return [
+        (key, value if isinstance(value, Mapping) else {})
+        for key, value in (section.items() if isinstance(section, Mapping) else ())
+        if isinstance(key, str)
+    ]
+
+
+def _parsed(parse: Callable[[object], _T], value: object) -> _T | None:
+    with suppress(ValueError):
+        return parse(value)
+    return None
+
+
+def _same_listener(address: str) -> str:
+    """Equal for addresses that cannot both be bound; "" where the port is chosen freely."""
+    if address.startswith("unix:"):
+        return address
+    host, port = split_address(address)
+    return f"{'127.0.0.1' if host.lower() == 'localhost' else host}:{port}" if port else ""

@@ -1,0 +1,301 @@
+"""The settings of a daemon as frozen pydantic models, with every default and its reason.
+
+A model checks what one section can know by itself; what spans sections is in `config_check`.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from cache_daemon.config_units import BudgetField, Duration, Share, Size, SizeOrAuto, format_size
+from cache_daemon.stores.guard import GuardOptions
+
+__all__ = [
+    "DOMAINS_MAX",
+    "Config",
+    "DomainSettings",
+    "LimitSettings",
+    "ListenSettings",
+    "LogSettings",
+    "MemorySettings",
+    "NamespaceSettings",
+    "RefreshSettings",
+    "RuleSettings",
+    "StoreSettings",
+    "StrictModel",
+    "is_address",
+    "split_address",
+]
+
+# The engine's own limits, checked here so that an error names the key in the file.
+_VALUE_BYTES_MAX = 8 << 20
+_SEGMENT_BYTES_MIN = 16 << 10
+_SEGMENT_BYTES_MAX = 1 << 20
+_TTL_SECONDS_MAX = 366 * 86_400
+_SHARE_OF_TTL_MAX = 0.9
+_ASKED_MAX = 15
+_NAMESPACES_MAX = 256
+DOMAINS_MAX = 1024
+
+_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
+_UNIX_PATH_MAX = 107  # sun_path without its terminating zero
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")]
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host (without brackets) and port of `host:port`; ("", 0) for `unix:/path`."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        return "", 0
+    return match["host"].strip("[]"), int(match["port"])
+
+
+def is_address(value: object) -> bool:
+    """Whether `value` is a well-formed `host:port` or `unix:/path`."""
+    try:
+        _check_address(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_address(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("an address is text: host:port or unix:/path")
+    if value.startswith("unix:"):
+        path = value.removeprefix("unix:")
+        if not path.startswith("/"):
+            raise ValueError(f"{value!r}: the path of a Unix socket must be absolute")
+        if len(path.encode()) > _UNIX_PATH_MAX:
+            raise ValueError(f"{value!r}: a Unix socket path has at most {_UNIX_PATH_MAX} bytes")
+        return value
+    host, port = split_address(value)
+    if not host or port > 65535:
+        raise ValueError(f"{value!r} is not an address; write host:port or unix:/path")
+    return value
+
+
+def _check_tcp_address(value: object) -> object:
+    if isinstance(value, str) and value.startswith("unix:"):
+        raise ValueError("HTTP is served on TCP only; write host:port")
+    return _check_address(value)
+
+
+Address = Annotated[str, BeforeValidator(_check_address)]
+TcpAddress = Annotated[str, BeforeValidator(_check_tcp_address)]
+
+
+class StrictModel(BaseModel):
+    """Base of all sections: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ListenSettings(StrictModel):
+    """Where the daemon listens."""
+
+    grpc: tuple[Address, ...] = Field(
+        min_length=1,
+        max_length=16,
+        description="Addresses of the data service: host:port (port 0: any) or unix:/path.",
+    )
+    admin: Address | None = Field(
+        default=None,
+        description="Address of the admin service for cachectl; a Unix socket is best.",
+    )
+    http: TcpAddress | None = Field(
+        default=None, description="Address of /metrics, /healthz and /readyz, as host:port."
+    )
+
+
+class LimitSettings(StrictModel):
+    """Bounds of single requests; beyond them a call is refused with a clear status."""
+
+    max_batch_keys: int = Field(default=16384, ge=1, le=1 << 20, description="Keys of one call.")
+    max_message_size: Size = Field(
+        default=64 << 20, ge=4 << 10, le=1 << 30, description="Bytes of one gRPC message."
+    )
+    max_value_size: Size = Field(
+        default=_VALUE_BYTES_MAX,
+        ge=0,
+        le=_VALUE_BYTES_MAX,
+        description="Bytes of one value, at most 8MiB.",
+    )
+    max_reply_size: Size = Field(
+        default=64 << 20,
+        ge=4 << 10,
+        le=1 << 30,
+        description="Bytes of one reply; cells that do not fit come back as THROTTLED.",
+    )
+    max_pending_batches: int = Field(
+        default=4096, ge=1, le=1 << 20, description="Reads that may wait for a store at a time."
+    )
+
+
+class MemorySettings(StrictModel):
+    """The DRAM tier."""
+
+    size: Size = Field(
+        ge=1 << 20,
+        description="Bytes never exceeded: arena, index, tables and ghosts together.",
+    )
+    expected_item_size: Size = Field(
+        default=256,
+        ge=1,
+        le=_VALUE_BYTES_MAX,
+        description="Key and value together; sizes the index.",
+    )
+    segment_size: SizeOrAuto = Field(
+        default=0,
+        description="Bytes of one arena segment; auto: from the smallest domain, at most 1MiB.",
+    )
+    huge_pages: Literal["try", "off"] = Field(
+        default="try", description="Use huge pages where the kernel offers them."
+    )
+
+    @field_validator("segment_size")
+    @classmethod
+    def _segment_fits(cls, size: int) -> int:
+        power_of_two = size & (size - 1) == 0
+        if size and not (power_of_two and _SEGMENT_BYTES_MIN <= size <= _SEGMENT_BYTES_MAX):
+            raise ValueError(
+                f"{format_size(size)}: a segment is auto or a power of two from 16KiB to 1MiB"
+            )
+        return size
+
+
+class DomainSettings(StrictModel):
+    """One eviction domain: a pool with its own TTL, byte budget and policy."""
+
+    budget: BudgetField = Field(description="Bytes: a size, or a share of the arena such as 40%.")
+    ttl: Duration = Field(
+        default=0.0,
+        le=_TTL_SECONDS_MAX,
+        description="Time to live of its items; 0: they do not expire.",
+    )
+    ttl_jitter: Share = Field(
+        default=0.1,
+        le=_SHARE_OF_TTL_MAX,
+        description="A TTL is shortened by up to this share, so that items expire spread out.",
+    )
+    policy: Literal["s3fifo", "lru", "fifo", "tinylfu"] = Field(
+        default="s3fifo", description="How the victims of eviction are chosen."
+    )
+    refresh_ahead: Share = Field(
+        default=0.0,
+        le=_SHARE_OF_TTL_MAX,
+        description="Hot keys are fetched again in this last share of their TTL; 0: never.",
+    )
+
+    @model_validator(mode="after")
+    def _refresh_needs_ttl(self) -> "DomainSettings":
+        if self.refresh_ahead and not self.ttl:
+            raise ValueError("refresh_ahead has no effect without a ttl")
+        return self
+
+
+class RuleSettings(StrictModel):
+    """Which domain a fetched value enters when neither caller nor store hints one."""
+
+    domain: Name = Field(description="The domain that matching keys enter.")
+    prefix: str = Field(default="", description="Keys that start with this text.", max_length=1024)
+    asked_at_least: int = Field(
+        default=0,
+        ge=0,
+        le=_ASKED_MAX,
+        description="Keys asked at least so often of late, at most 15.",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_condition(self) -> "RuleSettings":
+        if not self.prefix and not self.asked_at_least:
+            raise ValueError(
+                "a rule needs prefix or asked_at_least; for all keys set default_domain instead"
+            )
+        return self
+
+
+class NamespaceSettings(StrictModel):
+    """One key space and its eviction domains."""
+
+    domains: dict[Name, DomainSettings] = Field(min_length=1, max_length=DOMAINS_MAX)
+    default_domain: Name | None = Field(
+        default=None,
+        description="Where values go when nothing else says so; may be left out if only one.",
+    )
+    store: str | None = Field(
+        default=None, description="Where misses are fetched; none: they are not."
+    )
+    negative_ttl: Duration = Field(
+        default=0.0,
+        le=_TTL_SECONDS_MAX,
+        description="How long a store's not-found answer is remembered; 0: not at all.",
+    )
+    fetch_timeout: Duration = Field(
+        default=1.0, gt=0, description="How long a read without a deadline waits for the store."
+    )
+    rules: tuple[RuleSettings, ...] = Field(default=(), max_length=256)
+
+    @property
+    def entry_domain(self) -> str:
+        """The default domain, or the only one."""
+        return self.default_domain or next(iter(self.domains))
+
+
+class StoreSettings(StrictModel):
+    """A feature store and the guard around it. `options` belong to the store's type."""
+
+    type: str = Field(description="lmdb, redis or module:Class.")
+    options: dict[str, Any] = Field(default_factory=dict)
+    guard: GuardOptions = GuardOptions.model_validate({})
+    max_batch_keys: int = Field(
+        default=2000, ge=1, le=1 << 20, description="Keys of one get_many call."
+    )
+    queue_keys: int = Field(
+        default=1_000_000, ge=1, description="Misses that may wait; beyond it cells are THROTTLED."
+    )
+
+
+class RefreshSettings(StrictModel):
+    """The budget of refresh-ahead."""
+
+    keys_per_second: int = Field(default=1000, ge=0, description="0 turns refresh-ahead off.")
+
+
+class LogSettings(StrictModel):
+    """What is logged to stderr, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Config(StrictModel):
+    """All settings of one daemon."""
+
+    topology: Literal["colocated", "separate", "sharded"] = Field(
+        default="colocated", description="Only colocated works in this release."
+    )
+    listen: ListenSettings
+    insecure: bool = Field(
+        default=False,
+        description="Allow to listen beyond loopback although nothing is encrypted yet.",
+    )
+    limits: LimitSettings = LimitSettings()
+    memory: MemorySettings
+    namespaces: dict[Name, NamespaceSettings] = Field(min_length=1, max_length=_NAMESPACES_MAX)
+    stores: dict[Name, StoreSettings] = Field(default_factory=dict, max_length=64)
+    refresh: RefreshSettings = RefreshSettings()
+    drain_timeout: Duration = Field(
+        default=30.0, ge=0, description="How long a stop waits for requests that were accepted."
+    )
+    log: LogSettings = LogSettings()

@@ -1,0 +1,135 @@
+"""From the settings to the native node's configuration.
+
+The only config module that needs the native extension: how much of the memory is left for the
+domains, after index and tables, is the engine's to say.
+"""
+
+from cache_daemon._native import DomainConfig, NamespaceConfig, NodeConfig, RouteRule, StoreConfig
+from cache_daemon.config_model import Config, NamespaceSettings
+from cache_daemon.config_problem import ConfigError, Path, Problem
+from cache_daemon.config_units import Budget, format_size
+
+__all__ = ["budgets", "node_config"]
+
+_ROUNDS_MAX = 4
+
+
+def budgets(config: Config) -> dict[tuple[str, str], int]:
+    """Bytes of each (namespace, domain).
+
+    Raises ConfigError when they do not fit into the arena.
+    """
+    asked = {
+        (namespace_name, domain_name): domain.budget
+        for namespace_name, namespace in config.namespaces.items()
+        for domain_name, domain in namespace.domains.items()
+    }
+    # What index and tables take depends a little on the domains' sizes, and shares depend on what
+    # they leave: start from shares of the whole memory and go on until both agree.
+    resolved = {key: budget.bytes_of(config.memory.size) for key, budget in asked.items()}
+    arena_bytes = 0
+    for _ in range(_ROUNDS_MAX):
+        before, arena_bytes = arena_bytes, _arena_bytes(config, resolved)
+        if arena_bytes == before:
+            break
+        resolved = {key: budget.bytes_of(arena_bytes) for key, budget in asked.items()}
+    total = sum(resolved.values())
+    if total > arena_bytes:
+        raise ConfigError([_over(asked, total, arena_bytes, config.memory.size)])
+    return resolved
+
+
+def node_config(config: Config) -> NodeConfig:
+    """The native configuration. Raises ConfigError for what the engine cannot do."""
+    return _build(config, budgets(config))
+
+
+def _arena_bytes(config: Config, provisional: dict[tuple[str, str], int]) -> int:
+    where: Path = ("memory",)
+    try:
+        arena_bytes = _build(config, provisional).arena_bytes()
+    except ValueError as error:
+        raise ConfigError([Problem(where, str(error))]) from error
+    if arena_bytes <= 0:
+        size = format_size(config.memory.size)
+        raise ConfigError([Problem(where, f"{size} leaves nothing for values; give more")])
+    return arena_bytes
+
+
+def _over(
+    asked: dict[tuple[str, str], Budget], total: int, arena_bytes: int, memory_bytes: int
+) -> Problem:
+    named = ", ".join(f"{'.'.join(key)} {budget}" for key, budget in asked.items())
+    return Problem(
+        ("namespaces",),
+        f"the domains' budgets add up to {_mebibytes(total)}, but of memory.size "
+        f"({format_size(memory_bytes)}) the index and tables leave {_mebibytes(arena_bytes)}; "
+        f"use shares such as 40%, or give more memory ({named})",
+    )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f}MiB"
+
+
+def _build(config: Config, bytes_of: dict[tuple[str, str], int]) -> NodeConfig:
+    limits, memory = config.limits, config.memory
+    return NodeConfig(
+        memory_bytes=memory.size,
+        namespaces=[
+            _namespace(name, namespace, bytes_of) for name, namespace in config.namespaces.items()
+        ],
+        stores=[
+            StoreConfig(
+                name=name,
+                max_batch_keys=store.max_batch_keys,
+                concurrency=store.guard.concurrency,
+                timeout_ms=_milliseconds(store.guard.timeout),
+                queue_keys=store.queue_keys,
+            )
+            for name, store in config.stores.items()
+        ],
+        segment_bytes=memory.segment_size,
+        expected_item_bytes=memory.expected_item_size,
+        huge_pages=memory.huge_pages == "try",
+        max_value_bytes=limits.max_value_size,
+        max_batch_keys=limits.max_batch_keys,
+        max_reply_bytes=limits.max_reply_size,
+        max_pending_batches=limits.max_pending_batches,
+        refresh_keys_per_second=config.refresh.keys_per_second,
+    )
+
+
+def _namespace(
+    name: str, namespace: NamespaceSettings, bytes_of: dict[tuple[str, str], int]
+) -> NamespaceConfig:
+    return NamespaceConfig(
+        name=name,
+        domains=[
+            DomainConfig(
+                name=domain_name,
+                budget_bytes=bytes_of[name, domain_name],
+                policy=domain.policy,
+                ttl_ms=_milliseconds(domain.ttl),
+                ttl_jitter=domain.ttl_jitter,
+                refresh_ahead=domain.refresh_ahead,
+            )
+            for domain_name, domain in namespace.domains.items()
+        ],
+        default_domain=namespace.entry_domain,
+        rules=[
+            RouteRule(
+                domain=rule.domain,
+                prefix=rule.prefix.encode(),
+                asked_at_least=rule.asked_at_least,
+            )
+            for rule in namespace.rules
+        ],
+        store=namespace.store or "",
+        negative_ttl_ms=_milliseconds(namespace.negative_ttl),
+        fetch_timeout_ms=_milliseconds(namespace.fetch_timeout),
+    )
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,159 @@
+"""The daemon's states, and the signals that move it from one to the next.
+
+STARTING → SERVING → DRAINING → STOPPED, always forward; a start that fails or a stop at once skips
+what lies between.
+"""
+
+import logging
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from types import FrameType
+
+__all__ = ["DrainRequest", "Drained", "Event", "Inbox", "Lifecycle", "State", "StopSignal"]
+
+_log = logging.getLogger(__name__)
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class State(str, Enum):
+    """Where the daemon is in its life; the value is what operators see."""
+
+    STARTING = "STARTING"
+    SERVING = "SERVING"
+    DRAINING = "DRAINING"
+    STOPPED = "STOPPED"
+
+
+_ORDER = list(State)
+Listener = Callable[[State], None]
+
+
+class Lifecycle:
+    """The one place that knows the daemon's state. Thread-safe.
+
+    Listeners are called in the thread that advances, in the order in which they were added, one
+    transition at a time; one that raises is logged and does not stop the others.
+    """
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._advancing = threading.Lock()  # held over the listeners, so they see states in order
+        self._changed = threading.Condition()
+        self._listeners: list[Listener] = []  # guarded by _changed
+        self._state = State.STARTING  # guarded by _changed
+
+    @property
+    def state(self) -> State:
+        with self._changed:
+            return self._state
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since this object was made."""
+        return time.monotonic() - self._started
+
+    def add_listener(self, listener: Listener) -> None:
+        """`listener(state)` is called after every later transition; it must not advance."""
+        with self._changed:
+            self._listeners.append(listener)
+
+    def advance(self, state: State) -> bool:
+        """Moves on to `state`; False, and nothing happens, when the daemon is there or beyond."""
+        with self._advancing:
+            with self._changed:
+                if _ORDER.index(state) <= _ORDER.index(self._state):
+                    return False
+                _log.info("state %s -> %s", self._state.value, state.value)
+                self._state = state
+                self._changed.notify_all()
+                listeners = tuple(self._listeners)
+            for listener in listeners:
+                _call(listener, state)
+            return True
+
+    def wait_for(self, state: State, timeout_s: float) -> bool:
+        """Waits until `state` or a later one is reached; False when time runs out first."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: _ORDER.index(self._state) >= _ORDER.index(state), timeout_s
+            )
+
+
+def _call(listener: Listener, state: State) -> None:
+    try:
+        listener(state)
+    except Exception:
+        _log.exception("a listener of state %s failed", state.value)
+
+
+@dataclass(frozen=True)
+class StopSignal:
+    """SIGTERM or SIGINT came."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class DrainRequest:
+    """An operator asks for a drain; timeout in seconds, None for the configured one."""
+
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Drained:
+    """The drain ended; `complete` when no accepted request had to be cancelled."""
+
+    complete: bool
+
+
+Event = StopSignal | DrainRequest | Drained
+
+
+class Inbox:
+    """What the daemon's main thread waits for.
+
+    A SimpleQueue, because its `put` may be called from a signal handler at any point, which is not
+    true of anything that takes a lock.
+    """
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def put(self, event: Event) -> None:
+        """From any thread or signal handler."""
+        self._events.put(event)
+
+    def get(self, timeout_s: float | None) -> Event | None:
+        """The next event; None when none came in time. None as timeout waits for ever."""
+        try:
+            return self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def release_signals(self) -> None:
+        """Gives SIGTERM and SIGINT back to the kernel's default: the next one kills."""
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Turns SIGTERM and SIGINT into events for a while. Main thread only."""
+
+        def deliver(number: int, _frame: FrameType | None) -> None:
+            self.put(StopSignal(signal.Signals(number).name))
+
+        old = {number: signal.signal(number, deliver) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
