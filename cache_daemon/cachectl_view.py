@@ -1,0 +1,297 @@
+"""What cachectl shows: figures worked out of the admin service's replies, as tables or JSON.
+
+Pure functions of replies; no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from cache_daemon._proto.feature_cache.v1 import admin_pb2
+from cache_daemon.config_units import format_duration
+
+__all__ = [
+    "DomainView",
+    "NamespaceView",
+    "StatsView",
+    "human_bytes",
+    "human_count",
+    "namespaces_table",
+    "stats_table",
+    "stats_view",
+    "status_dict",
+    "status_table",
+]
+
+
+@dataclass(frozen=True)
+class DomainView:
+    """One eviction domain over the time that a view covers."""
+
+    name: str
+    policy: str
+    ttl_seconds: float  # 0: no expiry
+    budget_bytes: int
+    used_bytes: int
+    live_bytes: int
+    items: int
+    hits: int
+    evictions: int
+    expirations: int
+    # One lookup asks all domains of a namespace at once, so that a domain has no misses of its own:
+    # this is its share of the namespace's lookups. The shares add up to the namespace's hit ratio
+    # (less negative hits). None without lookups.
+    hit_ratio: float | None
+    hits_per_second: float | None
+    evictions_per_second: float | None
+
+
+@dataclass(frozen=True)
+class NamespaceView:
+    """One namespace over the time that a view covers."""
+
+    name: str
+    store: str
+    default_domain: str
+    hits: int
+    negative_hits: int
+    misses: int
+    hit_ratio: float | None  # of all lookups, negative hits included; None without lookups
+    lookups_per_second: float | None
+    domains: Sequence[DomainView]
+
+
+@dataclass(frozen=True)
+class StatsView:
+    """Counters of a span: since the start (`seconds` is None) or between two replies."""
+
+    seconds: float | None
+    namespaces: Sequence[NamespaceView]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The view as plain objects that json can write."""
+        return asdict(self)
+
+
+def stats_view(
+    now: admin_pb2.GetStatsResponse, before: admin_pb2.GetStatsResponse | None = None
+) -> StatsView:
+    """Counts and ratios since the daemon's start, or since `before`, then with rates.
+
+    A counter that went backwards, as after a restart between both replies, counts from zero.
+    """
+    seconds = None if before is None else now.monotonic_seconds - before.monotonic_seconds
+    if seconds is not None and seconds <= 0:
+        before, seconds = None, None  # another daemon answered: its clock may stand anywhere
+    earlier = {} if before is None else {stats.name: stats for stats in before.namespaces}
+    return StatsView(
+        seconds,
+        [
+            _namespace_view(stats, earlier.get(stats.name, admin_pb2.NamespaceStats()), seconds)
+            for stats in now.namespaces
+        ],
+    )
+
+
+def _namespace_view(
+    now: admin_pb2.NamespaceStats, before: admin_pb2.NamespaceStats, seconds: float | None
+) -> NamespaceView:
+    hits = _since(now.hits, before.hits)
+    negative_hits = _since(now.negative_hits, before.negative_hits)
+    misses = _since(now.misses, before.misses)
+    lookups = hits + negative_hits + misses
+    earlier = {domain.name: domain for domain in before.domains}
+    return NamespaceView(
+        name=now.name,
+        store=now.store,
+        default_domain=now.default_domain,
+        hits=hits,
+        negative_hits=negative_hits,
+        misses=misses,
+        hit_ratio=_ratio(hits + negative_hits, lookups),
+        lookups_per_second=_rate(lookups, seconds),
+        domains=[
+            _domain_view(
+                domain, earlier.get(domain.name, admin_pb2.DomainStats()), lookups, seconds
+            )
+            for domain in now.domains
+        ],
+    )
+
+
+def _domain_view(
+    now: admin_pb2.DomainStats,
+    before: admin_pb2.DomainStats,
+    lookups: int,
+    seconds: float | None,
+) -> DomainView:
+    hits = _since(now.hits, before.hits)
+    evictions = _since(now.evictions, before.evictions)
+    return DomainView(
+        name=now.name,
+        policy=now.policy,
+        ttl_seconds=now.ttl_seconds,
+        budget_bytes=now.budget_bytes,
+        used_bytes=now.used_bytes,
+        live_bytes=now.live_bytes,
+        items=now.items,
+        hits=hits,
+        evictions=evictions,
+        expirations=_since(now.expirations, before.expirations),
+        hit_ratio=_ratio(hits, lookups),
+        hits_per_second=_rate(hits, seconds),
+        evictions_per_second=_rate(evictions, seconds),
+    )
+
+
+def _since(now: int, before: int) -> int:
+    return now - before if now >= before else now
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _rate(count: int, seconds: float | None) -> float | None:
+    return None if seconds is None else count / seconds
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def stats_table(view: StatsView) -> Table:
+    """A row a namespace, followed by a row for each of its domains."""
+    span = "since start" if view.seconds is None else f"last {view.seconds:.1f} s"
+    table = _table(f"feature cache, {span}")
+    table.add_column("namespace / domain")
+    for name in ("lookups/s", "hit ratio", "hits", "negative", "misses"):
+        table.add_column(name, justify="right")
+    for name in ("items", "used", "budget", "full", "evicted", "expired"):
+        table.add_column(name, justify="right")
+    if view.seconds is None:
+        table.columns[1].header = "lookups"
+    for namespace in view.namespaces:
+        lookups = namespace.hits + namespace.negative_hits + namespace.misses
+        domains = namespace.domains
+        table.add_row(
+            namespace.name,
+            _first(namespace.lookups_per_second, lookups),
+            _percent(namespace.hit_ratio),
+            *(human_count(namespace.hits), human_count(namespace.negative_hits)),
+            human_count(namespace.misses),
+            human_count(sum(domain.items for domain in domains)),
+            human_bytes(sum(domain.used_bytes for domain in domains)),
+            human_bytes(sum(domain.budget_bytes for domain in domains)),
+            "",
+            human_count(sum(domain.evictions for domain in domains)),
+            human_count(sum(domain.expirations for domain in domains)),
+            style="bold",
+        )
+        for domain in domains:
+            table.add_row(
+                f"  {domain.name}",
+                "",
+                _percent(domain.hit_ratio),
+                *(human_count(domain.hits), "", ""),
+                human_count(domain.items),
+                *(human_bytes(domain.used_bytes), human_bytes(domain.budget_bytes)),
+                _percent(_ratio(domain.used_bytes, domain.budget_bytes)),
+                *(human_count(domain.evictions), human_count(domain.expirations)),
+            )
+    return table
+
+
+def namespaces_table(view: StatsView) -> Table:
+    """A row an eviction domain: where it is, how it evicts, how much it may hold."""
+    table = _table("namespaces and eviction domains")
+    for name in ("namespace", "store", "domain", "policy"):
+        table.add_column(name)
+    for name in ("ttl", "budget", "items"):
+        table.add_column(name, justify="right")
+    for namespace in view.namespaces:
+        for index, domain in enumerate(namespace.domains):
+            is_default = domain.name == namespace.default_domain
+            table.add_row(
+                namespace.name if index == 0 else "",
+                (namespace.store or "none") if index == 0 else "",
+                f"{domain.name} (default)" if is_default else domain.name,
+                domain.policy,
+                format_duration(domain.ttl_seconds) if domain.ttl_seconds else "none",
+                human_bytes(domain.budget_bytes),
+                human_count(domain.items),
+            )
+    return table
+
+
+def status_dict(status: admin_pb2.GetStatusResponse) -> dict[str, Any]:
+    """The status as plain objects that json can write."""
+    return {
+        "state": status.state,
+        "version": status.version,
+        "topology": status.topology,
+        "uptime_seconds": status.uptime_seconds,
+        "pid": status.pid,
+        "data_addresses": list(status.data_addresses),
+        "http_address": status.http_address,
+        "memory_bytes": status.memory_bytes,
+        "stores": [
+            {"name": store.name, "type": store.type, "breaker": store.breaker}
+            for store in status.stores
+        ],
+    }
+
+
+def status_table(status: admin_pb2.GetStatusResponse) -> Table:
+    """Names and values, one a row."""
+    table = _table(None)
+    table.add_column(style="dim")
+    table.add_column()
+    table.show_header = False
+    table.add_row("state", Text(status.state, "green" if status.state == "SERVING" else "yellow"))
+    table.add_row("version", status.version)
+    table.add_row("topology", status.topology)
+    table.add_row("up for", format_duration(float(round(status.uptime_seconds))))
+    table.add_row("pid", str(status.pid))
+    table.add_row("data", "\n".join(status.data_addresses))
+    table.add_row("http", status.http_address or "off")
+    table.add_row("memory", human_bytes(status.memory_bytes))
+    for store in status.stores:
+        style = "green" if store.breaker == "closed" else "red"
+        breaker = Text(f"breaker {store.breaker}", style)
+        table.add_row(f"store {store.name}", Text(f"{store.type}, ") + breaker)
+    return table
+
+
+def human_bytes(count: int) -> str:
+    """`1.5 GiB`; exact below a KiB."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def human_count(count: float) -> str:
+    """`1,234` up to a million, then `1.2M`."""
+    if count < 1e6:
+        return f"{count:,.0f}"
+    return f"{count / 1e6:,.1f}M" if count < 1e9 else f"{count / 1e9:,.1f}G"
+
+
+def _first(rate: float | None, count: int) -> str:
+    return human_count(count if rate is None else rate)
+
+
+def _percent(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio * 100:.1f} %"  # noqa: RUF001
+
+
+def _table(title: str | None) -> Table:
+    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
