@@ -1,6 +1,6 @@
 """What every benchmark shares: the shape of a figure, the registry, alternating rounds.
 
-A benchmark is one module of this package whose name does not start with an underscore. It exposes
+A benchmark is a module of this package, its name without an underscore at the front, that exposes
 `BENCH`, an object that satisfies `Bench`; nothing else registers it.
 """
 
@@ -97,13 +97,16 @@ class Bench(Protocol):
 
 
 def discover() -> dict[str, Bench]:
-    """Every benchmark by name, in order of name. Raises when a module carries no `BENCH`."""
+    """Every benchmark by name, in order of name."""
     found: dict[str, Bench] = {}
     for module in pkgutil.iter_modules(benchmarks.__path__):
         if module.name.startswith("_"):
             continue
-        bench: Bench = importlib.import_module(f"benchmarks.{module.name}").BENCH
-        found[bench.name] = bench
+        bench: Bench | None = getattr(
+            importlib.import_module(f"benchmarks.{module.name}"), "BENCH", None
+        )
+        if bench is not None:
+            found[bench.name] = bench
     return dict(sorted(found.items()))
 
 
