@@ -29,6 +29,7 @@ from cache_daemon.stores._redis_wire import (
     Link,
     connection_options,
     pack_each,
+    pack_greeting,
     pack_mget,
     raise_reply_error,
 )
@@ -64,9 +65,7 @@ class RedisOptions(BaseModel):
     password: SecretStr | None = None
     tls: bool = False
     tls_ca: Path | None = Field(default=None, description="PEM file of the authorities to trust")
-    connect_timeout: Duration = Field(
-        default=0.5, gt=0, description="of connecting and of each greeting"
-    )
+    connect_timeout: Duration = Field(default=0.5, gt=0, description="of opening a connection")
     layout: Literal["strings", "hashes"] = "strings"
     key_template: str | None = Field(
         default=None,
@@ -180,11 +179,7 @@ class RedisStore:
 
     def _new_link(self) -> Link:
         options = self._options
-        common: dict[str, Any] = connection_options() | {
-            "db": options.database,
-            "username": options.username,
-            "password": options.password.get_secret_value() if options.password else None,
-        }
+        common = connection_options()
         connect: Any  # redis-py's connections are not typed
         if options.unix_socket:
             connect = redis.UnixDomainSocketConnection
@@ -194,7 +189,12 @@ class RedisStore:
             common |= {"host": options.host, "port": options.port}
         if options.tls_ca:
             common["ssl_ca_certs"] = str(options.tls_ca)
-        return Link(connect(**common), self._peer, options.connect_timeout)
+        greeting = pack_greeting(
+            options.username,
+            options.password.get_secret_value() if options.password else None,
+            options.database,
+        )
+        return Link(connect(**common), self._peer, greeting, options.connect_timeout)
 
     @staticmethod
     def _affixes(namespace: str, prefix: str, suffix: str) -> tuple[bytes, bytes]:
