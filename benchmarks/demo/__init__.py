@@ -1,0 +1,1 @@
+"""The demo: a daemon serves ranking requests over MovieLens. `python -m benchmarks.demo --help`."""

@@ -1,0 +1,135 @@
+"""What the demo shows while it runs: a live view on a terminal, plain lines anywhere else."""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.demo.daemon_stats import DaemonStats
+from benchmarks.demo.replay import Progress
+
+__all__ = ["View"]
+
+_LINE_EVERY_S = 5.0
+_REFRESH_PER_SECOND = 4
+_BAR_WIDTH = 24
+
+
+class View:
+    """A context manager; `update` may be called as often as one likes.
+
+    On a terminal one frame is drawn over and over; elsewhere a line is printed every 5 s.
+    """
+
+    def __init__(self, console: Console, times: Sequence[int], seconds_max: float) -> None:
+        """`times` are the seconds since 1970 of all interactions, in order."""
+        self._console = console
+        self._times = times
+        self._seconds_max = seconds_max
+        self._last_line_s = 0.0
+        self._live = (
+            Live(console=console, refresh_per_second=_REFRESH_PER_SECOND)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> "View":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, progress: Progress, stats: DaemonStats, *, last: bool = False) -> None:
+        """Shows a reading; `last` shows it even if a line was printed just before."""
+        if self._live:
+            self._live.update(self._frame(progress, stats))
+        elif last or time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
+            self._last_line_s = time.monotonic()
+            self._console.print(self._line(progress, stats), highlight=False, soft_wrap=True)
+
+    def _share_done(self, progress: Progress) -> float:
+        """By the clock or by the data, whichever ends the replay first."""
+        by_clock = progress.elapsed_s / self._seconds_max
+        by_data = progress.position / max(1, len(self._times) - 1)
+        return min(1.0, max(by_clock, by_data))
+
+    def _date(self, progress: Progress) -> str:
+        seconds = int(self._times[progress.position])
+        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%b %Y")
+
+    def _line(self, progress: Progress, stats: DaemonStats) -> str:
+        ratios = " ".join(
+            f"{name}={ratio:.1%}" for name, ratio in progress.recent_hit_ratio.items()
+        )
+        return (
+            f"{self._share_done(progress):4.0%} {self._date(progress)} "
+            f"{progress.requests:,} requests, {progress.recent_rate:,.0f}/s, "
+            f"p50 {progress.recent_p50_s * 1e3:.2f} ms, p99 {progress.recent_p99_s * 1e3:.2f} ms; "
+            f"hit ratio {ratios}; store reads saved {stats.reads_saved(progress.keys):,} keys"
+        )
+
+    def _frame(self, progress: Progress, stats: DaemonStats) -> RenderableType:
+        share = self._share_done(progress)
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            f"[bold]{self._date(progress)}[/]",
+            ProgressBar(total=1.0, completed=share, width=40),
+            f"{share:4.0%}",
+            f"{progress.elapsed_s:3.0f} s",
+        )
+        figures = Text.from_markup(
+            f"[bold]{progress.recent_rate:,.0f}[/] requests/s   "
+            f"[bold]{progress.recent_p50_s * 1e3:.2f}[/] ms p50   "
+            f"[bold]{progress.recent_p99_s * 1e3:.2f}[/] ms p99   "
+            f"{progress.requests:,} requests of {_per(progress.keys, progress.requests):,.0f} keys"
+        )
+        saved = Text.from_markup(
+            f"feature store: {stats.store_calls:,} calls for {stats.store_keys:,} keys, "
+            f"[bold]{stats.reads_saved(progress.keys):,}[/] key reads saved   "
+            f"{progress.checked_values:,} values checked, "
+            + (
+                f"[bold red]{progress.failure_count} failures[/]"
+                if progress.failure_count
+                else "all right"
+            )
+        )
+        parts: list[RenderableType] = [head, figures, self._namespaces(progress, stats), saved]
+        return Panel(Group(*parts), title="feature cache: MovieLens ranking requests", expand=False)
+
+    def _namespaces(self, progress: Progress, stats: DaemonStats) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in ("namespace", "domain"):
+            table.add_column(column)
+        for column in ("hit ratio", "", "share of hits", "items", "memory", "evicted", "expired"):
+            table.add_column(column, justify="left" if column == "" else "right")
+        for name, ratio in progress.recent_hit_ratio.items():
+            bar = ProgressBar(total=1.0, completed=ratio, width=_BAR_WIDTH)
+            table.add_row(f"[bold]{name}[/]", "", f"[bold]{ratio:.1%}[/]", bar)
+            for domain in stats.domains(name):
+                table.add_row(
+                    *("", domain.name, "", ""),
+                    f"{_per(domain.hits, stats.hits(name)):.1%}",
+                    f"{domain.items:,}",
+                    f"{domain.used_bytes / 1024:,.0f} of {domain.budget_bytes / 1024:,.0f} KiB",
+                    *(f"{domain.evictions:,}", f"{domain.expirations:,}"),
+                )
+        return table
+
+
+def _per(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
