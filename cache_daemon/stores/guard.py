@@ -221,9 +221,9 @@ class GuardedStore:
             self._running.add(attempt)
         try:
             values = self._call(groups, deadline - started)
-        except StoreError as error:
+        except BaseException as error:  # a store is anybody's code: SystemExit counts too
             blamed = not isinstance(error, StoreThrottled)
-            self._end(attempt, _OUTCOMES[_nearest(error)], started, keys, failed=blamed)
+            self._end(attempt, _outcome(error), started, keys, failed=blamed)
             raise
         late = self._clock() > deadline
         self._end(attempt, "timeout" if late else "ok", started, keys, failed=late)
@@ -312,6 +312,6 @@ class GuardedStore:
         )
 
 
-def _nearest(error: StoreError) -> type[StoreError]:
-    """The class of the tree that `error` is of; a store may derive its own from them."""
-    return next(kind for kind in _OUTCOMES if isinstance(error, kind))
+def _outcome(error: BaseException) -> str:
+    """The label of a failure; a store may derive exceptions of its own from the tree's."""
+    return next((label for kind, label in _OUTCOMES.items() if isinstance(error, kind)), "error")

@@ -30,7 +30,7 @@ from cache_daemon.stores._base import (
     Values,
 )
 
-__all__ = ["KEY_BYTES_MAX", "LmdbOptions", "LmdbStore", "LmdbWriter"]
+__all__ = ["KEY_BYTES_MAX", "LmdbOptions", "LmdbStore", "LmdbWriter", "SimulatedDelay"]
 
 KEY_BYTES_MAX = 511
 _NAMESPACES_MAX = 1024

@@ -34,7 +34,7 @@ from cache_daemon.stores._redis_wire import (
     raise_reply_error,
 )
 
-__all__ = ["RedisOptions", "RedisStore", "field_of"]
+__all__ = ["FieldFormat", "RedisOptions", "RedisStore", "field_of"]
 
 FieldFormat = Literal["decimal", "hex", "binary"]
 
