@@ -141,6 +141,16 @@ class LimitSettings(StrictModel):
         default=4096, ge=1, le=1 << 20, description="Reads that may wait for a store at a time."
     )
 
+    @model_validator(mode="after")
+    def _messages_carry_values(self) -> "LimitSettings":
+        for name in ("max_message_size", "max_reply_size"):
+            if getattr(self, name) < self.max_value_size:
+                raise ValueError(
+                    f"{name} ({format_size(getattr(self, name))}) cannot carry a value of "
+                    f"max_value_size ({format_size(self.max_value_size)})"
+                )
+        return self
+
 
 class MemorySettings(StrictModel):
     """The DRAM tier."""

@@ -25,6 +25,8 @@ __all__ = ["ConfigError", "Path", "Problem", "at_path", "nearest", "translate"]
 Path = tuple[str | int, ...]
 
 _SHOWN_KEYS_MAX = 12
+_MISSING = "missing; it has no default"
+_EMPTY = "at least one is needed"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """A hint that ends an error message: the nearest known word, or all of them when none is."""
     choices = sorted(known)
     lower = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(word.lower(), lower, n=1)
+    close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
     if close:
         return f"did you mean {lower[close[0]]!r}?"
     shown = ", ".join(choices[:_SHOWN_KEYS_MAX])
@@ -85,7 +87,21 @@ def at_path(node: Any, *path: str | int) -> Any:
 
 def translate(model: type[BaseModel], error: ValidationError, raw: Any) -> list[Problem]:
     """The problems that pydantic found in the raw settings of a model, in our words."""
-    return [_translate(model, details, raw) for details in error.errors(include_url=False)]
+    problems = [_translate(model, details, raw) for details in error.errors(include_url=False)]
+    # One slip, one line. A misspelt key that is required would be complained of as missing, too;
+    # and pydantic calls a list empty when all of its items are bad.
+    explained = {
+        (*problem.path[:-1], name)
+        for problem in problems
+        if problem.message.startswith("unknown key")
+        for name in re.findall(r"did you mean '(.*)'", problem.message)
+    }
+    explained |= {problem.path[:-1] for problem in problems}
+    return [
+        problem
+        for problem in problems
+        if problem.message not in (_MISSING, _EMPTY) or problem.path not in explained
+    ]
 
 
 def _translate(model: type[BaseModel], details: Mapping[str, Any], raw: Any) -> Problem:
@@ -100,7 +116,11 @@ def _translate(model: type[BaseModel], details: Mapping[str, Any], raw: Any) -> 
                 path, f"unknown key; {nearest(str(path[-1]), _known_keys(model, path[:-1]))}"
             )
         case "missing":
-            return Problem(path, "missing; it has no default")
+            return Problem(path, _MISSING)
+        case "too_short":
+            return Problem(path, _EMPTY)
+        case "invalid_key":
+            return Problem(path, "a key must be text")
         case "literal_error":
             choices = re.findall(r"'([^']*)'", str(context["expected"]))
             return Problem(
