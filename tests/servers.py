@@ -153,6 +153,9 @@ class RedisServer(Server):
         """A redis-py client, to prepare data and to look at it."""
         return redis.Redis(unix_socket_path=str(self.unix_socket), password=self.password)
 
+    def client_over_tcp(self) -> redis.Redis:
+        return redis.Redis(host="127.0.0.1", port=self.port, password=self.password)
+
     def is_ready(self) -> bool:
         try:
             with self.client() as client:

@@ -9,6 +9,7 @@ one field 13 ms through redis-py, 0.7 ms here. docs/stores.md has the table.
 import socket
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NoReturn
 
 import hiredis
@@ -38,26 +39,10 @@ _PASSING_ERRORS = ("LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")
 _pack: Callable[[tuple[bytes, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 
-def _common_length(keys: Sequence[bytes]) -> int | None:
-    lengths = set(map(len, keys))
-    return lengths.pop() if len(lengths) == 1 else None
-
-
 def pack_mget(keys: Sequence[bytes], prefix: bytes, suffix: bytes) -> bytes:
     """One MGET of `prefix + key + suffix` for each of the keys (at least one)."""
-    length = _common_length(keys)
-    if length is None:
-        return _pack((b"MGET", *[prefix + key + suffix for key in keys]))
-    # Keys of one length (ids, padded names) differ only in themselves: one join in C packs them
-    # all, affixes included, in a tenth of the time.
-    opening = b"$%d\r\n%b" % (len(prefix) + length + len(suffix), prefix)
-    closing = suffix + b"\r\n"
-    return b"*%d\r\n$4\r\nMGET\r\n%b%b%b" % (
-        len(keys) + 1,
-        opening,
-        (closing + opening).join(keys),
-        closing,
-    )
+    arguments = _interleave(keys, b"", prefix, suffix, b"")
+    return b"*%d\r\n$4\r\nMGET\r\n%b" % (len(keys) + 1, arguments)
 
 
 def pack_each(
@@ -66,19 +51,33 @@ def pack_each(
     """One HMGET of `fields` for each of the keys (at least one); an HGET where the field is one."""
     verb = b"HGET" if len(fields) == 1 else b"HMGET"
     head = b"*%d\r\n$%d\r\n%b\r\n" % (len(fields) + 2, len(verb), verb)
-    tail = b"".join(b"$%d\r\n%b\r\n" % (len(field), field) for field in fields)
-    length = _common_length(keys)
-    affixes = len(prefix) + len(suffix)
-    if length is None:
-        return b"".join(
-            [
-                b"%b$%d\r\n%b%b%b\r\n%b" % (head, affixes + len(key), prefix, key, suffix, tail)
-                for key in keys
-            ]
-        )
-    opening = b"%b$%d\r\n%b" % (head, affixes + length, prefix)
+    tail = b"".join([b"$%d\r\n%b\r\n" % (len(field), field) for field in fields])
+    return _interleave(keys, head, prefix, suffix, tail)
+
+
+def _interleave(
+    keys: Sequence[bytes], head: bytes, prefix: bytes, suffix: bytes, tail: bytes
+) -> bytes:
+    """For each key: `head`, the argument `prefix + key + suffix`, `tail`.
+
+    Written so that no bytecode runs per key: what stands between two keys depends only on the
+    length of the second one. 43 µs for 1,000 keys of one length and 150 µs for mixed ones, against
+    200 µs for adding the affixes and hiredis.pack_command.
+    """
     closing = b"%b\r\n%b" % (suffix, tail)
-    return b"%b%b%b" % (opening, (closing + opening).join(keys), closing)
+    affixes = len(prefix) + len(suffix)
+    between = {
+        length: b"%b%b$%d\r\n%b" % (closing, head, affixes + length, prefix)
+        for length in set(map(len, keys))
+    }
+    if len(between) == 1:
+        [(_, separator)] = between.items()
+        joined = separator.join([b"", *keys])
+    else:
+        separators = map(between.__getitem__, map(len, keys))
+        joined = b"".join(chain.from_iterable(zip(separators, keys, strict=True)))
+    # Each key has a closing before it; the first one has none to close, the last one lacks its own.
+    return joined[len(closing) :] + closing
 
 
 class Link:

@@ -1,0 +1,1 @@
+"""Tests; a package, because a dependency of the demo installs one of the same name."""
