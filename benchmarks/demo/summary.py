@@ -47,6 +47,7 @@ def as_dict(outcome: Outcome) -> Mapping[str, object]:
             for name in NAMESPACES
             for domain in stats.domains(name)
         },
+        "evictions": sum(domain.evictions for name in NAMESPACES for domain in stats.domains(name)),
         "store_calls": stats.store_calls,
         "store_keys": stats.store_keys,
         "store_keys_saved": stats.reads_saved(progress.keys),
