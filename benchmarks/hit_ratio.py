@@ -37,7 +37,7 @@ from cache_daemon._native import (
     encode_put,
 )
 
-__all__ = ["BENCH"]
+__all__ = ["BENCH", "HitRatio"]
 
 _PEERS = ("LRU", "S3FIFO", "WTinyLFU")
 _POLICIES = ("s3fifo", "lru", "tinylfu", "fifo")

@@ -27,7 +27,7 @@ _REFRESH_EVERY = 50
 _DECAY = 0.98  # of popularity at each refresh: a half-life of about 1,700 interactions
 _LIKED_STARS = 3.5
 
-Indices = npt.NDArray[np.int64]
+_Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RankingRequest:
     number: int
     position: int  # of the interaction in the data set
     user: int
-    items: Indices
+    items: _Indices
 
 
 def ranking_requests(dataset: Dataset, *, seed: int, stride: int = 1) -> Iterator[RankingRequest]:
@@ -64,9 +64,9 @@ class _Catalogue:
         self._random = random
         self._popularity = np.zeros(len(dataset.item_ids))
         self._liked_genres = np.zeros((len(dataset.user_ids), len(dataset.genre_names)))
-        self._ranked: Indices = np.empty(0, np.int64)
-        self._by_genre: list[Indices] = []
-        self._recent: Indices = np.empty(0, np.int64)
+        self._ranked: _Indices = np.empty(0, np.int64)
+        self._by_genre: list[_Indices] = []
+        self._recent: _Indices = np.empty(0, np.int64)
 
     def refresh(self, position: int) -> None:
         """Ranks anew the films that are out by the time of the interaction at `position`."""
@@ -83,7 +83,7 @@ class _Catalogue:
         _, first = np.unique(latest, return_index=True)
         self._recent = latest[np.sort(first)][:_RECENT]
 
-    def candidates(self, position: int) -> Indices:
+    def candidates(self, position: int) -> _Indices:
         data = self._dataset
         liked = self._liked_genres[data.users[position]]
         favourites = np.argsort(-liked, kind="stable")[:2]
@@ -108,7 +108,7 @@ class _Catalogue:
             self._liked_genres[data.users[position]] += data.genres[item]
 
 
-def _distinct(items: Indices) -> Indices:
+def _distinct(items: _Indices) -> _Indices:
     """Each film once, in the order of first appearance."""
     _, first = np.unique(items, return_index=True)
     return items[np.sort(first)]

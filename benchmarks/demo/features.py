@@ -53,7 +53,7 @@ EVENT_DTYPE = np.dtype(
     ]
 )
 
-Floats = npt.NDArray[np.float32]
+_Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class FeatureTables:
     `item_embedding` float32 [n, 256], `item_stats` float32 [n, 96], `user_sequence` m values.
     """
 
-    item_embedding: Floats
-    item_stats: Floats
+    item_embedding: _Floats
+    item_stats: _Floats
     user_sequence: tuple[bytes, ...]
 
     def value(self, namespace: str, index: int) -> bytes:
@@ -118,7 +118,7 @@ def write_store(tables: FeatureTables, dataset: Dataset, path: Path) -> int:
         )
 
 
-def _latent_factors(dataset: Dataset) -> tuple[Floats, Floats]:
+def _latent_factors(dataset: Dataset) -> tuple[_Floats, _Floats]:
     """Truncated SVD of ratings centred by user: factors of films [n, 192] and users [m, 192]."""
     ratings = np.zeros((len(dataset.item_ids), len(dataset.user_ids)), np.float64)
     means = _mean_by(dataset.users, dataset.ratings, len(dataset.user_ids))
@@ -132,7 +132,7 @@ def _latent_factors(dataset: Dataset) -> tuple[Floats, Floats]:
     return (ratings @ users / root).astype(np.float32), (users * root).astype(np.float32)
 
 
-def _content(dataset: Dataset) -> Floats:
+def _content(dataset: Dataset) -> _Floats:
     """Genres, decade and words of the title, each hashed with a sign, unit length: [n, 64]."""
     rows = []
     for index, title in enumerate(dataset.titles):
@@ -144,7 +144,7 @@ def _content(dataset: Dataset) -> Floats:
     return np.array(rows, np.float32)
 
 
-def _title_trigrams(dataset: Dataset) -> Floats:
+def _title_trigrams(dataset: Dataset) -> _Floats:
     """Letter trigrams of the title, hashed with a sign, unit length: [n, 80]."""
     rows = []
     for title in dataset.titles:
@@ -154,7 +154,7 @@ def _title_trigrams(dataset: Dataset) -> Floats:
     return np.array(rows, np.float32)
 
 
-def _hashed(tokens: list[str], dim: int) -> Floats:
+def _hashed(tokens: list[str], dim: int) -> _Floats:
     """Feature hashing (Weinberger et al., 2009): one bucket and one sign a token."""
     row = np.zeros(dim, np.float32)
     for token in tokens:
@@ -165,7 +165,7 @@ def _hashed(tokens: list[str], dim: int) -> Floats:
     return row / length if length else row
 
 
-def _item_counters(dataset: Dataset) -> Floats:
+def _item_counters(dataset: Dataset) -> _Floats:
     """Ratings of a film: count, mean, spread, first and last day, year, histogram of ten bins."""
     count = len(dataset.item_ids)
     counters = np.zeros((count, _COUNTERS), np.float32)
@@ -185,7 +185,7 @@ def _item_counters(dataset: Dataset) -> Floats:
     return counters
 
 
-def _sequences(dataset: Dataset, items: Floats, users: Floats) -> tuple[bytes, ...]:
+def _sequences(dataset: Dataset, items: _Floats, users: _Floats) -> tuple[bytes, ...]:
     """Each user's value: embedding, counters, and every interaction in the order of time."""
     values = []
     for index in range(len(dataset.user_ids)):
@@ -215,6 +215,6 @@ def _sequences(dataset: Dataset, items: Floats, users: Floats) -> tuple[bytes, .
     return tuple(values)
 
 
-def _mean_by(groups: npt.NDArray[np.int32], values: Floats, count: int) -> npt.NDArray[np.float64]:
+def _mean_by(groups: npt.NDArray[np.int32], values: _Floats, count: int) -> npt.NDArray[np.float64]:
     sums = np.bincount(groups, weights=values, minlength=count)
     return sums / np.maximum(np.bincount(groups, minlength=count), 1)

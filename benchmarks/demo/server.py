@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["DaemonError", "DaemonProcess", "derive_config", "routing_rules"]
+__all__ = ["Addresses", "DaemonError", "DaemonProcess", "derive_config", "routing_rules"]
 
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 20.0
