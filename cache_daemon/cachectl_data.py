@@ -114,9 +114,12 @@ def put(
     content = file.read() if file is not None else (value or "").encode()
     with _client(address) as client:
         reply = client.batch_put(
-            {namespace: (encoded, [content])}, domain=domain, ttl=ttl or None, timeout=timeout
+            {namespace: (encoded, [content])},
+            ttl=ttl or None,
+            timeout=timeout,
+            domains={namespace: domain} if domain else None,
         )
-        _report_writes([key], reply[namespace].statuses, as_json)
+        _report_writes([key], reply[namespace], as_json)
 
 
 def delete(
@@ -132,7 +135,7 @@ def delete(
     encoded = _encode(keys, as_id, as_hex)
     with _client(address) as client:
         reply = client.batch_delete({namespace: encoded}, timeout=timeout)
-        _report_writes(keys, reply[namespace].statuses, as_json)
+        _report_writes(keys, reply[namespace], as_json)
 
 
 def preview(value: bytes) -> str:

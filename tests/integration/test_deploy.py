@@ -1,0 +1,303 @@
+"""The pieces of deploy/, each given to the tool that will read it, and the daemon under the unit's
+own restrictions."""
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+UNIT = DEPLOY / "systemd" / "feature-cache.service"
+DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
+INSTALLED = "/opt/feature-cache/bin/"
+
+PR_SET_NO_NEW_PRIVS = 38
+PR_SET_MDWE = 65  # Linux 6.3: memory is writable or executable, never made both
+PR_MDWE_REFUSE_EXEC_GAIN = 1
+
+
+def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    assert shutil.which(command[0]), f"{command[0]} is not installed (make setup does it)"
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+def unit_settings() -> dict[str, list[str]]:
+    settings: dict[str, list[str]] = {}
+    for line in UNIT.read_text().splitlines():
+        name, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            settings.setdefault(name, []).append(value)
+    return settings
+
+
+def scripts() -> Path:
+    """Where this environment has its console scripts."""
+    return Path(sys.executable).parent
+
+
+# ---- systemd -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit with the paths of this environment: systemd checks that they are executable."""
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace(INSTALLED, f"{scripts()}/"))
+    assert INSTALLED not in copy.read_text()
+    return copy
+
+
+def test_the_unit_verifies_without_a_word(unit: Path) -> None:
+    done = run("systemd-analyze", "verify", str(unit))
+    # It exits with 0 on an unknown key, so that any output is a failure.
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_verify_would_have_found_a_wrong_key(unit: Path) -> None:
+    unit.write_text(unit.read_text().replace("WatchdogSec=", "WatchdogSecs="))
+    assert "WatchdogSecs" in run("systemd-analyze", "verify", str(unit)).stderr
+
+
+def test_the_unit_is_hardened(unit: Path) -> None:
+    done = run(
+        *("systemd-analyze", "security", "--offline=true", "--threshold=15", "--no-pager"),
+        str(unit),
+    )
+    assert done.returncode == 0, done.stdout[-300:]
+
+
+def test_the_units_command_is_one_that_the_daemon_knows() -> None:
+    (command,) = unit_settings()["ExecStart"]
+    program, subcommand, *options = command.split()
+    done = run(str(scripts() / Path(program).name), subcommand, "--help")
+    assert done.returncode == 0, done.stderr
+    for option in options[::2]:
+        assert option in done.stdout
+
+
+def test_the_unit_leaves_a_drain_its_time() -> None:
+    shipped = (ROOT / "configs" / "colocated.yaml").read_text()
+    drain = re.search(r"^drain_timeout: (\d+)s", shipped, re.M)
+    assert drain is not None
+    assert float(unit_settings()["TimeoutStopSec"][0]) > float(drain.group(1)) + 5
+
+
+def test_the_shipped_addresses_are_the_same_everywhere() -> None:
+    config = (ROOT / "configs" / "colocated.yaml").read_text()
+    (runtime,) = unit_settings()["RuntimeDirectory"]
+    for name in ("data", "admin"):
+        assert f"unix:/run/{runtime}/{name}.sock" in config
+    done = run(str(scripts() / "cachectl"), "status", "--help")
+    assert f"unix:/run/{runtime}/ad" in done.stdout
+    (port,) = re.findall(r"http: 127\.0\.0\.1:(\d+)", config)
+    assert f"127.0.0.1:{port}" in (DEPLOY / "prometheus" / "prometheus.yml").read_text()
+
+
+def test_the_daemon_runs_under_the_units_restrictions(tmp_path: Path) -> None:
+    """As systemd would start it: notify socket, no new privileges, W^X memory, the unit's umask."""
+    settings = unit_settings()
+    assert settings["MemoryDenyWriteExecute"] == ["yes"]
+    assert settings["NoNewPrivileges"] == ["yes"]
+    umask = int(settings["UMask"][0], 8)
+    (tmp_path / "config.yaml").write_text(
+        "memory: {size: 8MiB}\n"
+        "namespaces: {pin_text: {domains: {long_lasting: {budget: 50%}}}}\n"
+        f"listen: {{grpc: ['unix:{tmp_path}/data.sock'], admin: 'unix:{tmp_path}/admin.sock'}}\n"
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def confine() -> None:
+        os.umask(umask)
+        for option, value in ((PR_SET_NO_NEW_PRIVS, 1), (PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN)):
+            if libc.prctl(option, value, 0, 0, 0) != 0:
+                raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(tmp_path / "notify.sock"))
+        notify.settimeout(20)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify.sock")}
+        command = [sys.executable, "-m", "cache_daemon.cli", "run", "--config"]
+        with (
+            (tmp_path / "log").open("wb") as log,
+            subprocess.Popen(
+                [*command, str(tmp_path / "config.yaml")],
+                env=environment,
+                stderr=log,
+                preexec_fn=confine,
+            ) as daemon,
+        ):
+            try:
+                try:
+                    assert b"READY=1" in notify.recv(4096)
+                except TimeoutError:
+                    pytest.fail(f"never ready: {(tmp_path / 'log').read_text()}")
+                modes = {
+                    name: (tmp_path / name).stat().st_mode & 0o777
+                    for name in ("data.sock", "admin.sock")
+                }
+                # A ranker in the group reaches the data, and only the daemon's user the admin.
+                assert modes["data.sock"] & 0o067 == 0o060, oct(modes["data.sock"])
+                assert modes["admin.sock"] == 0o600
+                status = run(
+                    *(str(scripts() / "cachectl"), "status", "--json"),
+                    *("--admin", f"unix:{tmp_path}/admin.sock"),
+                )
+                assert json.loads(status.stdout)["pid"] == daemon.pid
+                daemon.send_signal(signal.SIGTERM)
+                assert b"STOPPING=1" in notify.recv(4096)
+                assert daemon.wait(20) == 0
+            finally:
+                daemon.kill()
+
+
+# ---- docker --------------------------------------------------------------------------------------
+
+
+def stages() -> list[str]:
+    """The Dockerfile's stages as text, continuation lines joined."""
+    text = re.sub(r"\\\n\s*", "", DOCKERFILE.read_text())
+    return [stage for stage in re.split(r"^FROM ", text, flags=re.M)[1:] if stage]
+
+
+def apt_packages(stage: str) -> set[str]:
+    (arguments,) = re.findall(r"apt-get install ([^&\n]+)", stage)
+    return {word for word in arguments.split() if not word.startswith("-")}
+
+
+def test_the_dockerfile_is_clean() -> None:
+    done = run(str(scripts() / "hadolint"), str(DOCKERFILE))
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_image_runs_as_nobody_special() -> None:
+    build, final = stages()
+    assert "USER 10001:10001" in final
+    assert not {"g++", "cmake", "python3-dev"} & apt_packages(final)
+    assert "COPY --from=build" in final
+    assert "AS build" in build
+
+
+def test_every_path_that_the_image_copies_is_here_and_not_ignored() -> None:
+    allowed = {
+        line[1:]
+        for line in DOCKERFILE.with_name("Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    copied = {
+        source
+        for line in re.findall(r"^COPY (?!--from)(.+)$", stages()[0], re.M)
+        for source in line.split()[:-1]
+    }
+    assert copied == allowed
+    for source in copied:
+        assert (ROOT / source).exists(), source
+
+
+def test_the_image_builds_with_packages_that_the_house_lists() -> None:
+    listed = {
+        line.partition("|")[0].strip()
+        for line in (ROOT / "system-packages.txt").read_text().splitlines()
+        if "|" in line and not line.startswith("#")
+    }
+    assert apt_packages(stages()[0]) <= listed
+
+
+def shared_libraries() -> Iterator[str]:
+    """Paths of what the native extension is linked against."""
+    from cache_daemon import _native
+
+    assert _native.__file__ is not None
+    for line in run("ldd", _native.__file__).stdout.splitlines():
+        match = re.search(r"=> (/\S+)", line)
+        if match:
+            yield match.group(1)
+
+
+def test_the_image_has_the_libraries_of_the_extension() -> None:
+    """Each library belongs to a package of the final stage, or to one that it depends on."""
+    wanted = set()
+    for library in shared_libraries():
+        # dpkg knows files by the path they were packed with, before /lib moved into /usr.
+        real = Path(library).resolve()
+        paths = {str(real), str(real).removeprefix("/usr"), library}
+        owners = [run("dpkg", "-S", path).stdout.partition(":")[0] for path in sorted(paths)]
+        owner = next((name for name in owners if name), None)
+        assert owner is not None, f"no package has {library}"
+        wanted.add(owner)
+    assert wanted
+    closure = run(
+        *("apt-cache", "depends", "--recurse", "--no-recommends", "--no-suggests"),
+        *("--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances"),
+        *sorted(apt_packages(stages()[1])),
+    )
+    shipped = set(re.findall(r"^(\S+)$", closure.stdout, re.M))
+    assert wanted <= shipped, wanted - shipped
+
+
+# ---- prometheus ----------------------------------------------------------------------------------
+
+
+def test_prometheus_config_and_rules_are_valid() -> None:
+    folder = DEPLOY / "prometheus"
+    for command in (
+        ("check", "config", "prometheus.yml"),
+        ("check", "rules", "feature-cache.rules.yml"),
+        ("test", "rules", "feature-cache.rules.test.yml"),
+    ):
+        done = run("promtool", *command, cwd=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "SUCCESS" in done.stdout
+
+
+def test_every_alert_is_tested_and_says_what_to_do() -> None:
+    folder = DEPLOY / "prometheus"
+    alerts = set(re.findall(r"- alert: (\w+)", (folder / "feature-cache.rules.yml").read_text()))
+    tested = set(
+        re.findall(
+            r"alertname: (\w+)\n\s+exp_alerts:\n",
+            (folder / "feature-cache.rules.test.yml").read_text(),
+        )
+    )
+    assert alerts
+    assert tested == alerts
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    for alert in alerts:
+        assert alert in guide, f"docs/operations.md does not explain {alert}"
+
+
+def test_a_second_daemon_does_not_take_the_first_ones_sockets(tmp_path: Path) -> None:
+    """As when an operator starts one by hand beside the service."""
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "memory: {size: 8MiB}\n"
+        "namespaces: {pin_text: {domains: {long_lasting: {budget: 50%}}}}\n"
+        f"listen: {{grpc: ['127.0.0.1:0'], admin: 'unix:{tmp_path}/admin.sock'}}\n"
+    )
+    command = [sys.executable, "-m", "cache_daemon.cli", "run", "--config", str(config)]
+    ready = tmp_path / "ready.json"
+    with (
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen([*command, "--ready-file", str(ready)], stderr=log) as first,
+    ):
+        try:
+            wait_until(ready.is_file, 20, "the first daemon serves")
+            second = run(*command)
+            assert second.returncode == 1
+            assert "another daemon serves there" in second.stderr
+            assert "Traceback" not in second.stderr
+            assert first.poll() is None
+        finally:
+            first.terminate()
+            assert first.wait(20) == 0
