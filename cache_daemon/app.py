@@ -67,7 +67,7 @@ class Pipeline:
                 ) from error
             except ValueError as error:
                 raise StartError(f"the engine refuses the settings: {error}") from error
-            undo.callback(self.node.stop)
+            undo.callback(self.halt)
             for name, store in self.stores.items():
                 concurrency = config.stores[name].guard.concurrency
                 loop = FetchLoop(self.node, name, store, concurrency)

@@ -165,3 +165,7 @@ def _domain_table(settings: Config, bytes_of: dict[tuple[str, str], int]) -> Tab
         ttl = shown["ttl"] if settings.namespaces[namespace].domains[domain].ttl else "-"
         table.add_row(namespace, domain, shown["policy"], ttl, f"{size / (1 << 20):.1f}MiB")
     return table
+
+
+if __name__ == "__main__":
+    main()
