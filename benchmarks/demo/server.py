@@ -93,6 +93,11 @@ class DaemonProcess:
             self._process.wait()
             raise
 
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        return self._process.pid
+
     def __enter__(self) -> "DaemonProcess":
         return self
 

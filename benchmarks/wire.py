@@ -1,0 +1,230 @@
+"""A batch of a thousand values over TCP, against redis-py[hiredis] and MGET.
+
+Both servers hold the same 100,000 items of a 16-byte key and a 200-byte value (50 float32). Every
+client process asks for batches of 1,000 keys drawn from them, one after the other, over its own
+connection. Each side hands over what it naturally does: ours columns, redis-py a list of bytes; or,
+by metric, a list of bytes or one matrix on both sides.
+"""
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import redis
+
+from benchmarks._harness import Figure, Metric, Settings, alternate, median
+from benchmarks._servers import RunningServer, cpu_seconds, feature_cache, redis_server
+from cache_daemon.client import Client
+
+__all__ = ["BENCH", "WireBench"]
+
+_ITEMS = 100_000
+_BATCH = 1_000
+_BATCHES = 64  # different ones, so that no server answers from its processor's cache alone
+_DIM = 50
+_NAMESPACE = "pin"
+_CALL_TIMEOUT_S = 10.0
+
+_METRICS = (
+    Metric("batch_get_1_client", "requests/s of 1 client process, as each hands over", 2.0),
+    Metric("batch_get_4_clients", "requests/s of 4 client processes, as each hands over", 2.0),
+    Metric("batch_get_as_bytes", "requests/s of 1 client process, 1,000 bytes objects made", 1.4),
+    Metric("to_matrix", "requests/s of 1 client process, one float32 matrix made", 1.8),
+)
+_CLIENTS = {"batch_get_4_clients": 4}
+_AS = {"batch_get_as_bytes": "bytes", "to_matrix": "matrix"}
+
+
+def _key(number: int) -> bytes:
+    return b"pin:%012d" % number
+
+
+def _values() -> "np.ndarray[Any, np.dtype[np.float32]]":
+    return np.random.default_rng(7).random((_ITEMS, _DIM), np.float32)
+
+
+def _batches(seed: int) -> list[list[bytes]]:
+    numbers = np.random.default_rng(seed).integers(0, _ITEMS, (_BATCHES, _BATCH))
+    return [[_key(number) for number in row] for row in numbers.tolist()]
+
+
+def _our_call(target: RunningServer, form: str) -> Callable[[list[bytes]], Any]:
+    client = Client(target.target, timeout=_CALL_TIMEOUT_S)
+    if form == "bytes":
+        return lambda keys: client.batch_get({_NAMESPACE: keys})[_NAMESPACE].to_bytes()
+    if form == "matrix":
+        return lambda keys: client.batch_get({_NAMESPACE: keys})[_NAMESPACE].to_numpy(
+            "float32", dim=_DIM
+        )[0]
+    return lambda keys: client.batch_get({_NAMESPACE: keys})[_NAMESPACE]
+
+
+def _redis_call(target: RunningServer, form: str) -> Callable[[list[bytes]], Any]:
+    client = redis.Redis(target.host, target.port)
+    if form == "matrix":
+        # mget is typed for the asyncio client too.
+        return lambda keys: np.frombuffer(
+            b"".join(client.mget(keys)),  # type: ignore[arg-type]
+            np.float32,
+        ).reshape(len(keys), _DIM)
+    return client.mget
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What one client process did in one round."""
+
+    requests: int
+    seconds: float
+    p50_us: float
+    p99_us: float
+    cpu_seconds: float
+
+
+def _work(
+    make_call: Callable[[RunningServer, str], Callable[[list[bytes]], Any]],
+    target: RunningServer,
+    form: str,
+    seed: int,
+    commands: Connection,
+) -> None:
+    """A client process: for each number received, asks for that many seconds, sends a `_Sample`."""
+    call, batches = make_call(target, form), _batches(seed)
+    for batch in batches:
+        call(batch)
+    commands.send("ready")
+    while (seconds := commands.recv()) > 0:  # ends with the benchmark
+        took: list[float] = []
+        cpu_before, started = time.process_time(), time.perf_counter()
+        now = started
+        while now - started < seconds:
+            call(batches[len(took) % _BATCHES])
+            before, now = now, time.perf_counter()
+            took.append(now - before)
+        p50, p99 = np.percentile(took, [50, 99]) * 1e6
+        cpu = time.process_time() - cpu_before
+        commands.send(_Sample(len(took), now - started, float(p50), float(p99), cpu))
+
+
+class _Clients:
+    """The client processes of one side, idle between rounds."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        make_call: Callable[[RunningServer, str], Callable[[list[bytes]], Any]],
+        server: RunningServer,
+        form: str,
+        count: int,
+    ) -> None:
+        self._server = server
+        self._pipes: list[Connection] = []
+        self.samples: list[_Sample] = []
+        self.server_cpu_seconds = 0.0
+        spawn = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
+        for seed in range(count):
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(
+                target=_work, args=(make_call, server, form, seed, theirs), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            stack.callback(process.join, 10)
+            stack.callback(ours.send, 0)
+        for pipe in self._pipes:
+            if pipe.recv() != "ready":
+                raise RuntimeError("a client process did not start")
+
+    def round(self, seconds: float) -> float:
+        """Requests/s of all clients together, for that many seconds."""
+        cpu_before = cpu_seconds(self._server.pid)
+        for pipe in self._pipes:
+            pipe.send(seconds)
+        samples: list[_Sample] = [pipe.recv() for pipe in self._pipes]
+        self.server_cpu_seconds += cpu_seconds(self._server.pid) - cpu_before
+        self.samples += samples
+        return sum(sample.requests / sample.seconds for sample in samples)
+
+    def extra(self, prefix: str) -> dict[str, object]:
+        """CPU and latency over all rounds, in microseconds."""
+        requests = sum(sample.requests for sample in self.samples)
+        client_cpu = sum(sample.cpu_seconds for sample in self.samples)
+        return {
+            f"{prefix}server_cpu_us_per_1000_keys": round(self.server_cpu_seconds / requests * 1e6),
+            f"{prefix}client_cpu_us_per_1000_keys": round(client_cpu / requests * 1e6),
+            f"{prefix}p50_us": round(median([sample.p50_us for sample in self.samples])),
+            f"{prefix}p99_us": round(median([sample.p99_us for sample in self.samples])),
+        }
+
+
+def _check_same_answers(ours: RunningServer, peer: RunningServer) -> None:
+    bytes_of, values_of = _our_call(ours, "bytes"), _redis_call(peer, "bytes")
+    for keys in _batches(0)[:8]:
+        answer = bytes_of(keys)
+        if answer != values_of(keys) or None in answer:
+            raise RuntimeError("wire: the daemon and Redis answer differently")
+
+
+class WireBench:
+    """The daemon and Redis side by side, each with client processes of its own."""
+
+    name = "wire"
+    metrics: Sequence[Metric] = _METRICS
+
+    def run(self, metrics: Sequence[str], settings: Settings) -> Iterator[Figure]:
+        seconds, rounds = (0.4, 7) if settings.quick else (2.0, 11)
+        bars = {metric.name: metric.bar for metric in _METRICS}
+        with ExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            peer = stack.enter_context(redis_server(directory))
+            ours = stack.enter_context(
+                feature_cache(
+                    directory,
+                    memory="128MiB",
+                    namespaces={_NAMESPACE: {"domains": {"all": {"budget": "100%"}}}},
+                )
+            )
+            _fill(ours, peer)
+            _check_same_answers(ours, peer)
+            for metric in metrics:
+                with ExitStack() as clients:
+                    form, count = _AS.get(metric, ""), _CLIENTS.get(metric, 1)
+                    us = _Clients(clients, _our_call, ours, form, count)
+                    them = _Clients(clients, _redis_call, peer, form, count)
+                    our_rates, peer_rates = alternate(
+                        lambda us=us: us.round(seconds),  # type: ignore[misc]
+                        lambda them=them: them.round(seconds),  # type: ignore[misc]
+                        rounds,
+                    )
+                    yield Figure(
+                        bench=self.name,
+                        metric=metric,
+                        value=median(our_rates),
+                        unit="requests/s",
+                        peer="redis-py[hiredis] mget, Redis over TCP",
+                        peer_value=median(peer_rates),
+                        bar=bars[metric],
+                        extra=us.extra("") | them.extra("peer_"),
+                    )
+
+
+def _fill(ours: RunningServer, peer: RunningServer) -> None:
+    values = _values()
+    with Client(ours.target, timeout=_CALL_TIMEOUT_S) as client, redis.Redis(port=peer.port) as r:
+        for start in range(0, _ITEMS, _BATCH):
+            keys = [_key(number) for number in range(start, start + _BATCH)]
+            rows = values[start : start + _BATCH]
+            if not client.batch_put({_NAMESPACE: (keys, rows)}).all_stored:
+                raise RuntimeError("wire: the daemon has no room for the items")
+            r.mset({key: row.tobytes() for key, row in zip(keys, rows, strict=True)})
+
+
+BENCH = WireBench()
