@@ -16,6 +16,8 @@ from cache_daemon.cachectl_admin import DaemonUnreachable, RequestRefused
 from cache_daemon.config_units import parse_duration
 
 __all__ = [
+    "DEFAULT_ADDRESS",
+    "DEFAULT_ADMIN",
     "AddressOption",
     "AdminOption",
     "ExitCode",

@@ -29,22 +29,22 @@ from cache_daemon.cachectl_view import human_bytes
 if TYPE_CHECKING:
     from cache_daemon.client import Client
 
-__all__ = ["delete", "get", "put"]
+__all__ = ["delete", "get", "preview", "put"]
 
 _PREVIEW_BYTES = 60
 _KEY_BYTES_MAX = 1024
 
-NamespaceArgument = Annotated[str, typer.Argument(help="The namespace.")]
-KeysArgument = Annotated[list[str], typer.Argument(help="Keys: text, unless --id or --hex.")]
-IdOption = Annotated[bool, typer.Option("--id", help="Keys are 64-bit integer ids.")]
-HexOption = Annotated[bool, typer.Option("--hex", help="Keys are bytes in hexadecimal.")]
+_NamespaceArgument = Annotated[str, typer.Argument(help="The namespace.")]
+_KeysArgument = Annotated[list[str], typer.Argument(help="Keys: text, unless --id or --hex.")]
+_IdOption = Annotated[bool, typer.Option("--id", help="Keys are 64-bit integer ids.")]
+_HexOption = Annotated[bool, typer.Option("--hex", help="Keys are bytes in hexadecimal.")]
 
 
 def get(
-    namespace: NamespaceArgument,
-    keys: KeysArgument,
-    as_id: IdOption = False,
-    as_hex: HexOption = False,
+    namespace: _NamespaceArgument,
+    keys: _KeysArgument,
+    as_id: _IdOption = False,
+    as_hex: _HexOption = False,
     cache_only: Annotated[
         bool, typer.Option("--cache-only", help="Do not ask the feature store.")
     ] = False,
@@ -89,7 +89,7 @@ def get(
 
 
 def put(
-    namespace: NamespaceArgument,
+    namespace: _NamespaceArgument,
     key: Annotated[str, typer.Argument(help="The key: text, unless --id or --hex.")],
     value: Annotated[str | None, typer.Argument(help="The value as text.")] = None,
     file: Annotated[
@@ -101,8 +101,8 @@ def put(
         float,
         typer.Option(parser=duration_argument, metavar="DURATION", help="0: the domain's."),
     ] = "0",  # type: ignore[assignment]
-    as_id: IdOption = False,
-    as_hex: HexOption = False,
+    as_id: _IdOption = False,
+    as_hex: _HexOption = False,
     address: AddressOption = DEFAULT_ADDRESS,
     as_json: JsonOption = False,
     timeout: TimeoutOption = "5s",  # type: ignore[assignment]
@@ -123,10 +123,10 @@ def put(
 
 
 def delete(
-    namespace: NamespaceArgument,
-    keys: KeysArgument,
-    as_id: IdOption = False,
-    as_hex: HexOption = False,
+    namespace: _NamespaceArgument,
+    keys: _KeysArgument,
+    as_id: _IdOption = False,
+    as_hex: _HexOption = False,
     address: AddressOption = DEFAULT_ADDRESS,
     as_json: JsonOption = False,
     timeout: TimeoutOption = "5s",  # type: ignore[assignment]

@@ -21,13 +21,19 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-__all__ = ["HttpError", "HttpServer", "MetricsRenderer"]
+__all__ = [
+    "CONNECTIONS_MAX",
+    "CONNECTION_SECONDS_MAX",
+    "HttpError",
+    "HttpServer",
+    "MetricsRenderer",
+]
 
 _log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 16
 CONNECTION_SECONDS_MAX = 10.0
-STOP_SECONDS_MAX = 2.0
+_STOP_SECONDS_MAX = 2.0
 
 _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _JSON = "application/json"
@@ -109,7 +115,7 @@ class HttpServer:
         """Closes the port and every connection. Idempotent."""
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(STOP_SECONDS_MAX)
+        self._thread.join(_STOP_SECONDS_MAX)
 
     def _serve_metrics(self, accept: str) -> _Response:
         content_type, body = self._metrics.render(accept)

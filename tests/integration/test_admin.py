@@ -171,7 +171,13 @@ def test_resize_changes_the_budget_while_serving(
     [
         ("pin_txt", "x", 1 << 20, grpc.StatusCode.NOT_FOUND, "did you mean 'pin_text'"),
         ("zzz", "x", 1 << 20, grpc.StatusCode.NOT_FOUND, "pin_text"),
-        ("pin_text", "long_lastin", 1 << 20, grpc.StatusCode.NOT_FOUND, "did you mean 'long_lasting'"),
+        (
+            "pin_text",
+            "long_lastin",
+            1 << 20,
+            grpc.StatusCode.NOT_FOUND,
+            "did you mean 'long_lasting'",
+        ),
         ("pin_text", "long_lasting", 0, grpc.StatusCode.INVALID_ARGUMENT, "above 0"),
         ("pin_text", "long_lasting", 1 << 50, grpc.StatusCode.RESOURCE_EXHAUSTED, "memory"),
         ("pin_text", "long_lasting", 60 << 20, grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
