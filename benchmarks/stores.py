@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
+import redis
 
 from benchmarks._harness import Figure, Metric, Settings, alternate, median
+from benchmarks._servers import redis_server
 from cache_daemon.stores import make_store
 from cache_daemon.stores.guard import GuardedStore, GuardOptions
 from cache_daemon.stores.lmdb import LmdbWriter
 from cache_daemon.stores.redis import field_of
-from tests.servers import RedisServer
 
 __all__ = ["BENCH", "StoresBench"]
 
@@ -61,10 +62,9 @@ def _keys(seed: int, *, fixed: bool) -> list[bytes]:
 
 
 def _redis_sides(stack: ExitStack, directory: Path) -> dict[str, tuple[_Call, _Call, str]]:
-    server = RedisServer(directory)
-    stack.enter_context(server)
+    server = stack.enter_context(redis_server(directory))
     ids, texts, entities = _keys(1, fixed=True), _keys(2, fixed=False), _keys(3, fixed=True)
-    client = stack.enter_context(server.client_over_tcp())
+    client = stack.enter_context(redis.Redis(host=server.host, port=server.port))
     value = random.Random(4).randbytes
     client.mset({b"pin_text:" + key: value(_VALUE_BYTES) for key in ids + texts})
     fields = [field_of(_NAMESPACE), field_of(_OTHER)]
