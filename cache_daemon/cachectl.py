@@ -15,7 +15,7 @@ import typer
 from rich.live import Live
 
 from cache_daemon._proto.feature_cache.v1 import admin_pb2
-from cache_daemon.cachectl_admin import AdminClient, DaemonUnreachable
+from cache_daemon.cachectl_admin import AdminClient, DaemonUnreachable, RequestRefused
 from cache_daemon.cachectl_common import (
     DEFAULT_ADMIN,
     AdminOption,
@@ -237,6 +237,8 @@ def _wait_until_gone(client: AdminClient) -> bool:
                 return True
         except DaemonUnreachable:
             return True
+        except RequestRefused:
+            pass  # the call was cut when the listener closed: ask once more
         time.sleep(_DRAIN_POLL_SECONDS)
     return False
 

@@ -33,7 +33,11 @@ class AdminClient:
     def __init__(self, address: str, timeout_s: float) -> None:
         self.address = address
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)])
+        self._channel = grpc.insecure_channel(
+            address,
+            # Counters of a thousand namespaces are larger than gRPC's default of 4 MiB.
+            [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 256 << 20)],
+        )
         self._stub = admin_pb2_grpc.AdminStub(self._channel)
 
     def __enter__(self) -> AdminClient:

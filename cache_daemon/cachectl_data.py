@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -141,9 +142,10 @@ def delete(
 def preview(value: bytes) -> str:
     """The first bytes as text where they are printable UTF-8, else in hexadecimal."""
     head = value[:_PREVIEW_BYTES]
+    decoder = codecs.getincrementaldecoder("utf-8")()  # bears a character cut in the middle
     more = "…" if len(value) > _PREVIEW_BYTES else ""
     try:
-        text = head.decode()
+        text = decoder.decode(head, final=len(value) <= _PREVIEW_BYTES)
     except UnicodeDecodeError:
         text = ""
     return (text if text.isprintable() and text else head.hex(" ", 4)) + more

@@ -148,7 +148,8 @@ def test_preview_is_text_or_hexadecimal_and_short() -> None:
     assert preview("Amélie".encode()) == "Amélie"
     assert preview(b"\x00\xff\x10") == "00ff10"
     assert preview(b"a" * 100) == "a" * 60 + "…"
-    assert preview(("é" * 40).encode()).endswith("…")
+    assert preview(("a" + "é" * 40).encode()) == "a" + "é" * 29 + "…"
+    assert preview("é".encode()[:1]) == "c3"
     assert "\n" not in preview(b"two\nlines")
 
 
