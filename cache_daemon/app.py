@@ -35,6 +35,7 @@ __all__ = ["Addresses", "Daemon", "Outcome", "Pipeline", "StartError", "version"
 _log = logging.getLogger(__name__)
 
 _JOIN_STORES_S = 2.0  # how long a stop waits for store calls that run
+_JOIN_DRAIN_S = 1.0
 _DRAIN_SLACK_S = 5.0  # beyond a drain's own timeout, should it not keep to it
 
 
@@ -121,7 +122,7 @@ class Outcome:
     """How a daemon ended."""
 
     drained: bool = False  # every accepted request got its reply
-    threads_left: bool = False  # a store call still runs in a daemonic thread
+    threads_left: bool = False  # a native or store call still runs in a daemonic thread
 
 
 @dataclass
@@ -146,6 +147,8 @@ class Daemon:
         self._ready_file = ready_file
         self._inbox = Inbox()
         self._addresses = Addresses(os.getpid())
+        self._drain_thread: threading.Thread | None = None
+        self._signals = 0
         self.lifecycle = Lifecycle()
 
     def run(self) -> Outcome:
@@ -164,12 +167,15 @@ class Daemon:
             try:
                 server = self._listen(stack, pipeline)
             except (OSError, ValueError, RuntimeError) as error:
-                raise StartError(str(error)) from error
+                raise StartError(getattr(error, "strerror", None) or str(error)) from error
             self._announce(stack, notifier)
             outcome.drained = self._serve(notifier, server)
             if not outcome.drained:
                 # What waits for a store is answered now, so that no listener waits for it to end.
                 pipeline.halt()
+        if self._drain_thread is not None:
+            self._drain_thread.join(_JOIN_DRAIN_S)
+            outcome.threads_left |= self._drain_thread.is_alive()
         return outcome
 
     def _listen(self, stack: ExitStack, pipeline: Pipeline) -> Server:
@@ -187,7 +193,12 @@ class Daemon:
             max_message_bytes=self._config.limits.max_message_size,
         )
         stack.callback(server.stop)
-        self.lifecycle.add_listener(lambda state: server.set_serving(state is State.SERVING))
+
+        def tell_health(state: State) -> None:
+            if state is not State.STOPPED:  # the server is gone by then
+                server.set_serving(state is State.SERVING)
+
+        self.lifecycle.add_listener(tell_health)
         self._addresses.grpc = list(server.addresses)
         if listen.admin is not None:
             admin = AdminServer(
@@ -227,8 +238,13 @@ class Daemon:
             if beat_s is not None:
                 notifier.alive()
             match event:
-                case StopSignal(name) if self.lifecycle.state is State.SERVING:
-                    self._drain(notifier, server, self._config.drain_timeout, f"{name} received")
+                case StopSignal(name) if self._signals == 0:
+                    self._signals = 1
+                    if self.lifecycle.state is State.SERVING:
+                        reason = f"{name} received"
+                        self._drain(notifier, server, self._config.drain_timeout, reason)
+                    else:
+                        _log.info("%s received: draining already; one more stops at once", name)
                 case StopSignal(name):
                     _log.warning("%s received again: stopping at once", name)
                     # From here on the kernel's default holds: should a stop hang, one more ends it.
@@ -257,7 +273,8 @@ class Daemon:
                 _log.exception("the drain failed")
             self._inbox.put(Drained(complete))
 
-        threading.Thread(target=drain, name="drain", daemon=True).start()
+        self._drain_thread = threading.Thread(target=drain, name="drain", daemon=True)
+        self._drain_thread.start()
         watch = threading.Timer(timeout_s + _DRAIN_SLACK_S, self._inbox.put, [Drained(False)])
         watch.daemon = True
         watch.start()
@@ -295,8 +312,11 @@ class Daemon:
 
 
 def version() -> str:
-    """The installed package's version."""
-    return importlib.metadata.version("feature-cache")
+    """The installed package's version; "unknown" where it runs without being installed."""
+    try:
+        return importlib.metadata.version("feature-cache")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _close_store(name: str, store: GuardedStore) -> None:

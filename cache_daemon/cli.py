@@ -152,6 +152,8 @@ def _leaves(node: Any, path: str) -> list[tuple[str, str]]:
         ]
     if isinstance(node, list):
         return [(path, ", ".join(map(str, node)) or "-")]
+    if isinstance(node, bool):
+        return [(path, str(node).lower())]
     return [(path, "-" if node is None or node == {} else str(node))]
 
 
