@@ -40,7 +40,8 @@ def _config() -> dict[str, Any]:
 
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
-    with CacheDaemon(tmp_path, _config()) as daemon:
+    daemon = CacheDaemon(tmp_path, _config())
+    with daemon:
         yield daemon.data_address
 
 
