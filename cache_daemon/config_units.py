@@ -7,6 +7,7 @@ that printed effective settings are a valid config again.
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
@@ -51,9 +52,9 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 
 def parse_size(value: object) -> int:
-    """Bytes of `512MiB`, `1.5GiB`, `4GB` or a plain integer.
+    """Bytes of `512MiB`, `1.5GiB`, `4GB` or a plain integer, rounded down to a whole byte.
 
-    Raises ValueError with a hint when the text is not a size, or is no whole number of bytes.
+    Raises ValueError with a hint when the text is not a size.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
@@ -65,10 +66,9 @@ def parse_size(value: object) -> int:
         factor = _SIZE_UNITS.get(unit or "B")
         if factor is None:
             raise ValueError(f"unknown unit {unit!r} in {value!r}; use {', '.join(_SIZE_UNITS)}")
-        exact = float(number) * factor if "." in number else int(number) * factor
-        if exact != int(exact):
+        if "." in number and factor == 1:
             raise ValueError(f"{value!r} is not a whole number of bytes")
-        size = int(exact)
+        size = int(Decimal(number) * factor)
     if not 0 <= size <= _SIZE_MAX:
         raise ValueError(f"{value!r} is out of range")
     return size
