@@ -1,5 +1,6 @@
 """The guard around a store: limits, retries, breaker, counts. Stores here misbehave on purpose."""
 
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -395,3 +396,59 @@ def test_pauses_differ_between_callers() -> None:
             guarded.get_many(GROUPS, 10.0)
         pauses.append(time_.slept)
     assert pauses[0] != pauses[1] != pauses[2]
+
+
+def test_nothing_leaks_when_many_threads_meet_random_failures() -> None:
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    errors = [StoreUnavailable("x"), StoreTimeout("x"), StoreThrottled("x"), KeyError("x")]
+
+    class FlakyStore(ScriptedStore):
+        running = 0
+        most = 0
+
+        def get_many(self, groups: Groups, timeout_s: float) -> Values:  # noqa: ARG002
+            with mutex:
+                self.running += 1
+                self.most = max(self.most, self.running)
+                error = chance.choice([*errors, *[None] * 6])
+            time.sleep(0.0005)
+            with mutex:
+                self.running -= 1
+            if error is not None:
+                raise error
+            return GOOD
+
+    mutex, chance = threading.Lock(), random.Random(seed)
+    store = FlakyStore(GOOD)
+    options = {"concurrency": 3, "retry_backoff": "1ms", "breaker_pause": "5ms"}
+    guarded = GuardedStore("features", store, GuardOptions.model_validate(options))
+    answered: list[bool] = []
+
+    def call() -> None:
+        for _ in range(50):
+            try:
+                good = guarded.get_many(GROUPS, 5.0) is GOOD
+            except StoreError:
+                good = False
+            with mutex:
+                answered.append(good)
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+    assert len(answered) == 8 * 50
+    assert store.most == 3
+    assert value(guarded, "running_calls") == value(guarded, "overdue_calls") == 0
+    assert value(guarded, "calls_total", outcome="ok") == sum(answered) > 0
+    asked = sum(guarded.histograms()[0].counts)
+    assert value(guarded, "asked_keys_total") == 3 * asked
+    time.sleep(0.01)  # the pause of a breaker that may be open
+    store.steps = [GOOD]
+    errors.clear()
+    assert guarded.get_many(GROUPS, 5.0) is GOOD
+    assert guarded.state == "closed"
