@@ -19,7 +19,7 @@ __all__ = ["View"]
 
 _LINE_EVERY_S = 5.0
 _REFRESH_PER_SECOND = 4
-_BAR_WIDTH = 24
+_BAR_WIDTH = 10
 
 
 class View:
@@ -88,7 +88,7 @@ class View:
         head = Table.grid(padding=(0, 2))
         head.add_row(
             f"[bold]{self._date(progress)}[/]",
-            ProgressBar(total=1.0, completed=share, width=40),
+            ProgressBar(total=1.0, completed=share, width=30),
             f"{share:4.0%}",
             f"{progress.elapsed_s:3.0f} s",
         )
@@ -96,11 +96,11 @@ class View:
             f"[bold]{progress.recent_rate:,.0f}[/] requests/s   "
             f"[bold]{progress.recent_p50_s * 1e3:.2f}[/] ms p50   "
             f"[bold]{progress.recent_p99_s * 1e3:.2f}[/] ms p99   "
-            f"{progress.requests:,} requests of {_per(progress.keys, progress.requests):,.0f} keys"
+            f"{progress.requests:,} requests"
         )
         saved = Text.from_markup(
             f"feature store: {stats.store_calls:,} calls for {stats.store_keys:,} keys, "
-            f"[bold]{stats.reads_saved(progress.keys):,}[/] key reads saved   "
+            f"[bold]{stats.reads_saved(progress.keys):,}[/] key reads saved\n"
             f"{progress.checked_values:,} values checked, "
             + (
                 f"[bold red]{progress.failure_count} failures[/]"
@@ -112,21 +112,23 @@ class View:
         return Panel(Group(*parts), title="feature cache: MovieLens ranking requests", expand=False)
 
     def _namespaces(self, progress: Progress, stats: DaemonStats) -> Table:
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for column in ("namespace", "domain"):
-            table.add_column(column)
-        for column in ("hit ratio", "", "share of hits", "items", "memory", "evicted", "expired"):
-            table.add_column(column, justify="left" if column == "" else "right")
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        table.add_column("namespace, domain")
+        for column in ("hit ratio", "", "of hits", "items", "memory", "evicted"):
+            table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
         for name, ratio in progress.recent_hit_ratio.items():
             bar = ProgressBar(total=1.0, completed=ratio, width=_BAR_WIDTH)
-            table.add_row(f"[bold]{name}[/]", "", f"[bold]{ratio:.1%}[/]", bar)
+            table.add_row(f"[bold]{name}[/]", f"[bold]{ratio:.1%}[/]", bar)
             for domain in stats.domains(name):
+                used, budget = (
+                    size / (1 << 20) for size in (domain.used_bytes, domain.budget_bytes)
+                )
                 table.add_row(
-                    *("", domain.name, "", ""),
-                    f"{_per(domain.hits, stats.hits(name)):.1%}",
+                    *(f"  {domain.name}", "", ""),
+                    f"{_per(domain.hits, stats.hits(name)):.0%}",
                     f"{domain.items:,}",
-                    f"{domain.used_bytes / 1024:,.0f} of {domain.budget_bytes / 1024:,.0f} KiB",
-                    *(f"{domain.evictions:,}", f"{domain.expirations:,}"),
+                    f"{used:.1f}/{budget:.1f} MiB",
+                    f"{domain.evictions:,}",
                 )
         return table
 
