@@ -429,16 +429,9 @@ std::unique_ptr<Channel> make_channel(const std::string& target,
                                                   .max_message_bytes = max_message_bytes});
 }
 
-// Closing waits for calls under way, and their callbacks need the GIL to end.
-struct CloseWithoutGil {
-  void operator()(Channel* channel) const {
-    const py::gil_scoped_release unlocked;
-    delete channel;
-  }
-};
-
 void bind_replies(py::module_& module) {
-  py::class_<Reply>(module, "Reply", "A BatchGetResponse; its arrays are read-only views into it.")
+  py::class_<Reply>(module, "Reply", py::is_final(),
+                    "A BatchGetResponse; its arrays are read-only views into it.")
       .def_property_readonly("request_id", &Reply::request_id)
       .def_property_readonly("columns", &Reply::columns)
       .def(
@@ -462,7 +455,8 @@ void bind_replies(py::module_& module) {
       .def("as_bytes", &as_bytes, py::arg("column"))
       .def("gather", &gather, py::arg("column"), py::arg("out").noconvert(),
            py::arg("valid").noconvert());
-  py::class_<WriteReply>(module, "WriteReply", "A BatchWriteResponse: one status a key.")
+  py::class_<WriteReply>(module, "WriteReply", py::is_final(),
+                         "A BatchWriteResponse: one status a key.")
       .def_property_readonly("columns", &WriteReply::columns)
       .def(
           "statuses",
@@ -475,17 +469,13 @@ void bind_replies(py::module_& module) {
 }
 
 void bind_channel(py::module_& module) {
-  py::class_<Channel, std::unique_ptr<Channel, CloseWithoutGil>>(
-      module, "Channel", "One native gRPC connection to a FeatureCache service.")
-      .def(py::init([](const std::string& target, const std::optional<py::bytes>& roots,
-                       const std::optional<py::bytes>& key, const std::optional<py::bytes>& chain,
-                       const std::string& server_name, int max_message_bytes) {
-             return std::unique_ptr<Channel, CloseWithoutGil>(
-                 make_channel(target, roots, key, chain, server_name, max_message_bytes).release());
-           }),
-           py::arg("target"), py::kw_only(), py::arg("root_certificates") = py::none(),
-           py::arg("private_key") = py::none(), py::arg("certificate_chain") = py::none(),
-           py::arg("server_name") = "", py::arg("max_message_bytes") = 64 << 20)
+  // Closing waits for calls under way, whose callbacks need the GIL to end.
+  py::class_<Channel>(module, "Channel", py::is_final(), py::release_gil_before_calling_cpp_dtor(),
+                      "One native gRPC connection to a FeatureCache service.")
+      .def(py::init(&make_channel), py::arg("target"), py::kw_only(),
+           py::arg("root_certificates") = py::none(), py::arg("private_key") = py::none(),
+           py::arg("certificate_chain") = py::none(), py::arg("server_name") = "",
+           py::arg("max_message_bytes") = 64 << 20)
       .def("batch_get", &call<Reply, &Channel::batch_get>, py::arg("request"), py::arg("timeout_s"))
       .def("batch_put", &call<WriteReply, &Channel::batch_put>, py::arg("request"),
            py::arg("timeout_s"))
