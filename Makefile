@@ -59,10 +59,11 @@ coverage: setup ## line coverage of the native tests
 	@$(RUN) gcovr --root . --filter native/src --filter native/include --print-summary build/coverage
 
 .PHONY: lint types tidy check
-lint: setup types ## formatting, ruff, mypy strict, the stub of the extension
+lint: setup types ## formatting, ruff, mypy strict, the stub of the extension, shell scripts
 	@$(RUN) ruff check $(PATHS)
 	@$(RUN) ruff format --check --quiet $(PATHS)
 	@.venv/bin/clang-format --dry-run -Werror $(NATIVE)
+	@.venv/bin/shellcheck tools/*.sh .ci/run
 
 types: setup
 	@$(RUN) mypy
