@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <utility>
@@ -413,7 +414,38 @@ void call_async(Channel& channel, const py::bytes& request, double timeout_s, py
   });
 }
 
-std::unique_ptr<Channel> make_channel(const std::string& target,
+// Every channel that lives, so that all can be closed before the interpreter goes: a callback that
+// wants the GIL after that ends the process.
+class LiveChannels {
+ public:
+  void add(const std::shared_ptr<Channel>& channel) {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(channels_, [](const std::weak_ptr<Channel>& held) { return held.expired(); });
+    channels_.push_back(channel);
+  }
+
+  void close_all() {
+    std::vector<std::shared_ptr<Channel>> open;
+    {
+      const std::lock_guard lock(mutex_);
+      for (const auto& held : channels_) {
+        if (auto channel = held.lock()) open.push_back(std::move(channel));
+      }
+    }
+    for (const auto& channel : open) channel->close();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::weak_ptr<Channel>> channels_;
+};
+
+LiveChannels& live_channels() {
+  static auto* instance = new LiveChannels();  // never destroyed: channels may outlive main()
+  return *instance;
+}
+
+std::shared_ptr<Channel> make_channel(const std::string& target,
                                       const std::optional<py::bytes>& root_certificates,
                                       const std::optional<py::bytes>& private_key,
                                       const std::optional<py::bytes>& certificate_chain,
@@ -421,12 +453,14 @@ std::unique_ptr<Channel> make_channel(const std::string& target,
   const auto text = [](const std::optional<py::bytes>& bytes) {
     return bytes ? std::optional<std::string>(*bytes) : std::nullopt;
   };
-  return std::make_unique<Channel>(target,
-                                   ChannelOptions{.root_certificates = text(root_certificates),
-                                                  .private_key = text(private_key),
-                                                  .certificate_chain = text(certificate_chain),
-                                                  .server_name = server_name,
-                                                  .max_message_bytes = max_message_bytes});
+  auto channel =
+      std::make_shared<Channel>(target, ChannelOptions{.root_certificates = text(root_certificates),
+                                                       .private_key = text(private_key),
+                                                       .certificate_chain = text(certificate_chain),
+                                                       .server_name = server_name,
+                                                       .max_message_bytes = max_message_bytes});
+  live_channels().add(channel);
+  return channel;
 }
 
 void bind_replies(py::module_& module) {
@@ -470,8 +504,9 @@ void bind_replies(py::module_& module) {
 
 void bind_channel(py::module_& module) {
   // Closing waits for calls under way, whose callbacks need the GIL to end.
-  py::class_<Channel>(module, "Channel", py::is_final(), py::release_gil_before_calling_cpp_dtor(),
-                      "One native gRPC connection to a FeatureCache service.")
+  py::class_<Channel, std::shared_ptr<Channel>>(
+      module, "Channel", py::is_final(), py::release_gil_before_calling_cpp_dtor(),
+      "One native gRPC connection to a FeatureCache service.")
       .def(py::init(&make_channel), py::arg("target"), py::kw_only(),
            py::arg("root_certificates") = py::none(), py::arg("private_key") = py::none(),
            py::arg("certificate_chain") = py::none(), py::arg("server_name") = "",
@@ -514,6 +549,10 @@ void raise_rpc_error(int code, const std::string& details) {
 
 void bind_client(py::module_& module) {
   module.attr("RpcError") = fc::bindings::rpc_error_class();
+  py::module_::import("atexit").attr("register")(py::cpp_function([] {
+    const py::gil_scoped_release unlocked;
+    fc::bindings::live_channels().close_all();
+  }));
   fc::bindings::bind_replies(module);
   fc::bindings::bind_channel(module);
   module.def("encode_get", &fc::bindings::encode_get, py::arg("columns"), py::kw_only(),

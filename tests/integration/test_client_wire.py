@@ -7,6 +7,8 @@ must end in an error and nothing else.
 import asyncio
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ import grpc
 import numpy as np
 import pytest
 
+from cache_daemon import _native
 from cache_daemon._proto.feature_cache.v1 import feature_cache_pb2 as pb
 from cache_daemon.client import (
     AsyncClient,
@@ -438,3 +441,33 @@ def test_an_asyncio_call_can_be_cancelled_and_times_out(service: _Service) -> No
             assert (await client.batch_get({"pin": ["a"]}, timeout=5))["pin"].to_bytes() == [b"aa"]
 
     asyncio.run(main())
+
+
+_EXIT_WITH_CALLS = """
+import sys
+from cache_daemon._native import Channel, encode_get
+channel = Channel(sys.argv[1])
+request = encode_get([("pin", [b"a"], "")])
+for _ in range(50):
+    channel.batch_get_async(request, 5.0, lambda reply: None)
+"""
+
+
+def test_a_process_may_end_with_calls_under_way(service: _Service) -> None:
+    for _ in range(3):
+        command = [sys.executable, "-c", _EXIT_WITH_CALLS, service.target]
+        ended = subprocess.run(command, capture_output=True, timeout=30, check=False)
+        assert ended.returncode == 0, ended.stderr
+
+
+def test_a_channel_may_end_inside_its_own_callback(service: _Service) -> None:
+    for _ in range(20):
+        ended = threading.Event()
+        held = [_native.Channel(service.target)]
+
+        def done(_reply: object, held: list[_native.Channel] = held) -> None:
+            held.clear()
+            ended.set()  # noqa: B023  (the loop waits for it)
+
+        held[0].batch_get_async(_native.encode_get([("pin", [b"a"], "")]), 5.0, done)
+        assert ended.wait(5)
