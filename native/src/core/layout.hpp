@@ -1,0 +1,34 @@
+// The numbers that shape the engine's memory. docs/storage_format.md speaks of those that last.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fc::layout {
+
+inline constexpr std::uint32_t kMinSegmentBytes = 16u << 10;
+inline constexpr std::uint32_t kMaxSegmentBytes = 1u << 20;
+inline constexpr std::uint32_t kSegmentsPerDomainWanted = 128;  // FIFO order stays fine-grained
+inline constexpr std::uint32_t kMinDomainSegments = 4;
+inline constexpr std::uint64_t kMaxSegments = std::uint64_t{1} << 24;
+
+inline constexpr std::size_t kRecordHeaderBytes = 12;
+inline constexpr std::size_t kRecordAlignment = 4;
+inline constexpr std::size_t kSlotBytes = 8;
+inline constexpr std::size_t kSlotsPerBucket = 8;
+inline constexpr double kIndexLoad = 0.91;        // what the expected items fill
+inline constexpr double kIndexLoadLimit = 0.94;   // what domains may fill together
+inline constexpr double kGhostBytesPerItem = 2.0;
+inline constexpr double kSketchBytesPerItem = 8.0;
+inline constexpr double kSegmentTableBytes = 68.0;
+inline constexpr std::uint64_t kFixedBytes = 640u << 10;  // locks, write versions, queues
+
+inline constexpr std::uint32_t kWriteVersionStripes = 1u << 16;
+inline constexpr std::uint32_t kLockStripes = 1u << 16;
+
+inline constexpr std::size_t kMaxNamespaces = 256;
+inline constexpr std::size_t kMaxDomains = 1024;
+inline constexpr std::uint32_t kMaxAsked = 15;
+inline constexpr std::uint64_t kMaxTtlMs = std::uint64_t{366} * 24 * 3600 * 1000;
+
+}  // namespace fc::layout

@@ -1,0 +1,119 @@
+// The memory of the DRAM tier: one mapping that holds the segment table, the index buckets and the
+// segments, addressed by numbers only, so that it can lie in shared memory and be adopted.
+//
+//   [segment table][buckets][segments]
+//
+// Free segments are handed out last-in first-out (warm in the processor's caches). A segment that
+// was emptied waits in limbo until no reader can see it any more.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <vector>
+
+#include "feature_cache/config.hpp"
+#include "index/index.hpp"
+#include "memory/epoch.hpp"
+#include "memory/record.hpp"
+
+namespace fc {
+
+enum class SegmentState : std::uint8_t { Free = 0, Open, Sealed, Continuation, Limbo };
+
+// One segment's row of the table. The owner's lock guards what is not atomic.
+struct alignas(64) SegmentMeta {
+  static constexpr std::uint32_t kNoSegment = ~0u;
+  static constexpr Tick kForever = ~Tick{0};
+
+  std::atomic<SegmentState> state{SegmentState::Free};
+  std::uint8_t queue = 0;
+  std::uint8_t ttl_class = 0;
+  std::uint8_t large = 0;  // one record that goes on in `next`
+  std::uint16_t domain = kNoDomain;
+  std::uint16_t reserved = 0;
+  std::uint32_t used = 0;                      // bytes appended
+  std::atomic<std::uint32_t> live_bytes{0};    // of records not superseded or deleted
+  std::atomic<std::uint32_t> writers{0};       // reserved but not yet published
+  std::uint32_t next = kNoSegment;             // of a large record
+  Tick opened = 0;
+  Tick last_expiry = 0;   // kForever when an item does not expire
+  std::uint64_t sequence = 0;  // order in its queue; 0 when free
+};
+static_assert(sizeof(SegmentMeta) == 64);
+
+class Arena {
+ public:
+  // Throws std::bad_alloc when the memory cannot be had.
+  Arena(const Geometry& geometry, bool huge_pages);
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  SegmentMeta& meta(std::uint32_t segment) noexcept { return table_[segment]; }
+  const SegmentMeta& meta(std::uint32_t segment) const noexcept { return table_[segment]; }
+  std::byte* data(std::uint32_t segment) noexcept {
+    return segments_ + (std::uint64_t{segment} << segment_shift_);
+  }
+  Bucket* buckets() noexcept { return buckets_; }
+  std::uint32_t segment_bytes() const noexcept { return 1u << segment_shift_; }
+  std::uint32_t segment_count() const noexcept { return segment_count_; }
+
+  std::uint64_t location(std::uint32_t segment, std::uint32_t offset) const noexcept {
+    return ((std::uint64_t{segment} << segment_shift_) + offset) / layout::kRecordAlignment;
+  }
+  std::uint32_t segment_of(std::uint64_t location) const noexcept {
+    return static_cast<std::uint32_t>(location >> location_shift_);
+  }
+  RecordHeader* record(std::uint64_t location) noexcept {
+    return reinterpret_cast<RecordHeader*>(segments_ + location * layout::kRecordAlignment);
+  }
+  const std::byte* address(std::uint64_t location) const noexcept {
+    return segments_ + location * layout::kRecordAlignment;
+  }
+  DomainIndex domain_of(std::uint32_t segment) const noexcept {
+    return domains_[segment].load(std::memory_order_relaxed);
+  }
+  void set_domain(std::uint32_t segment, DomainIndex domain) noexcept {
+    table_[segment].domain = domain;
+    domains_[segment].store(domain, std::memory_order_relaxed);
+  }
+
+  // A free segment. Waits for readers when all others are in limbo; never while an epoch is held.
+  std::uint32_t allocate(EpochManager& epochs);
+  // Gives back a segment that no index entry points into any more.
+  void retire(std::uint32_t segment, EpochManager& epochs);
+
+  std::uint64_t mapped_bytes() const noexcept { return mapped_bytes_; }
+  std::uint64_t reader_waits() const noexcept {
+    return reader_waits_.load(std::memory_order_relaxed);
+  }
+
+ private:
+  void collect_locked(EpochManager& epochs);
+
+  const unsigned segment_shift_;
+  const unsigned location_shift_;
+  const std::uint32_t segment_count_;
+  std::uint64_t mapped_bytes_ = 0;
+  void* mapping_ = nullptr;
+  SegmentMeta* table_ = nullptr;
+  Bucket* buckets_ = nullptr;
+  std::byte* segments_ = nullptr;
+  // A dense copy of meta.domain: a lookup reads it for each hit, and 64-byte rows would not stay
+  // in the near caches.
+  std::unique_ptr<std::atomic<DomainIndex>[]> domains_;
+
+  struct Waiting {
+    std::uint32_t segment;
+    std::uint64_t epoch;
+  };
+  std::mutex mutex_;
+  std::vector<std::uint32_t> free_;
+  std::deque<Waiting> limbo_;
+  std::atomic<std::uint64_t> reader_waits_{0};
+};
+
+}  // namespace fc

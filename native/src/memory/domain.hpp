@@ -1,0 +1,185 @@
+// An eviction domain: a byte budget of segments in two queues, filled at their ends, emptied from
+// their oldest segment by its policy.
+//
+// Segments are kept apart by time to live (classes half an octave wide) and sealed when they have
+// been open for a quarter of it, so that a whole segment expires together and its bytes come back
+// without any read: at the latest (1/4 + 3/2) TTL after an item was written.
+//
+// Rules
+//   - Open segments are never evicted. A sealed one is evicted only when its writers are done, and
+//     they never need the domain's lock to get done.
+//   - While a segment is emptied, kept items may take the domain one segment above its budget; the
+//     arena's reserve covers that.
+//   - A policy that keeps everything does not hold writers up for long: after kPatience segments
+//     without gain the next one is dropped whole.
+//
+// Lock order: domain, then bucket pair. No epoch is held while the domain's lock is wanted.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core/counter.hpp"
+#include "eviction/policy.hpp"
+#include "feature_cache/config.hpp"
+#include "memory/arena.hpp"
+#include "memory/router.hpp"
+
+namespace fc {
+
+// What all domains of a tier share.
+struct TierParts {
+  Arena& arena;
+  Index& index;
+  EpochManager& epochs;
+};
+
+// The state of a namespace that lookups and evictors read.
+struct NamespaceState {
+  std::string name;
+  std::uint64_t seed = 0;
+  std::atomic<std::uint16_t> incarnation{1};
+  std::unique_ptr<Router> router;
+  Counter hits;
+  Counter misses;
+  Counter negative_hits;
+  Counter stores;
+  Counter rejected;
+  Counter erased;
+  Counter tokens_void;
+};
+
+// Room for one record, its header already written. `segment` counts a writer until `done`.
+struct Reservation {
+  RecordHeader* record = nullptr;  // null: no room
+  std::uint64_t location = 0;
+  std::uint32_t segment = 0;
+};
+
+struct RecordShape {
+  std::uint64_t hash = 0;
+  std::uint16_t key_bytes = 0;
+  std::uint32_t value_bytes = 0;
+  bool negative = false;
+  Tick expiry = kNever;
+  std::uint16_t incarnation = 0;
+};
+
+class Domain {
+ public:
+  Domain(const DomainConfig& config, DomainIndex index, NamespaceState& ns, TierParts parts,
+         std::uint64_t entry_budget);
+
+  const DomainConfig& config() const noexcept { return config_; }
+  NamespaceState& ns() noexcept { return ns_; }
+  Tick refresh_ticks() const noexcept { return refresh_ticks_; }
+
+  // ---- writers ----
+  Reservation reserve(const RecordShape& shape, Tick now);
+  void prefetch(std::uint64_t hash) const noexcept { policy_->prefetch(hash); }
+  // The record is about to be indexed; under its pair's lock, so that nobody can forget() it first.
+  void count_in(const RecordHeader& record) noexcept;
+  // The record is indexed, or given up: it is dead then.
+  void done(const Reservation& reservation, bool published) noexcept;
+  // A published record of this domain is no longer indexed (superseded, deleted, displaced).
+  void forget(std::uint32_t segment, const RecordHeader& record) noexcept;
+
+  // ---- time and operators ----
+  void maintain(Tick now);
+  std::uint64_t flush(Tick now);
+  std::uint64_t budget_bytes() const noexcept;
+  std::uint32_t budget_segments() const noexcept {
+    return budget_segments_.load(std::memory_order_relaxed);
+  }
+  // Evicts down to the new budget, a segment at a time, letting writers in between.
+  void resize(std::uint32_t segments, std::uint64_t entry_budget, Tick now);
+  void visit(CounterVisitor& visitor) const;
+  std::uint64_t entries() const noexcept { return entries_.load(std::memory_order_relaxed); }
+  bool over_entry_share() const noexcept {
+    return entries() > entry_budget_.load(std::memory_order_relaxed);
+  }
+
+  // Bytes of a record beyond which it takes segments of its own.
+  std::size_t large_bytes() const noexcept { return parts_.arena.segment_bytes(); }
+
+  Counter hits;
+
+ private:
+  enum class Purpose : std::uint8_t { Judge, Drop, Compact };
+  struct Open {
+    std::uint32_t segment;
+    std::uint8_t ttl_class;
+  };
+
+  static constexpr std::size_t kMaxOpen = 8;
+  static constexpr unsigned kPatience = 16;
+  static constexpr unsigned kGarbageScan = 64;
+  static constexpr std::uint32_t kGarbageShare = 5;  // live bytes below a fifth: compact first
+
+  QueueSizes sizes_locked() const noexcept;
+  std::uint32_t count(Queue queue) const noexcept {
+    return segments_in_[static_cast<std::size_t>(queue)];
+  }
+  Reservation append_locked(Queue queue, const RecordShape& shape, Tick now, bool evicting);
+  Reservation append_large_locked(const RecordShape& shape, std::size_t bytes, Tick now);
+  Reservation write_header_locked(std::uint32_t segment, std::uint32_t offset,
+                                  const RecordShape& shape, std::size_t bytes, bool large);
+  Open* open_for_locked(Queue queue, std::uint8_t ttl_class, std::size_t bytes, Tick now,
+                        bool evicting);
+  bool make_room_locked(std::uint32_t segments, Tick now);
+  void settle_first_fill_locked();
+  std::uint32_t start_segment_locked(Queue queue, std::uint8_t ttl_class, Tick now);
+  void seal_locked(Queue queue, std::size_t open_place);
+  bool seal_any_locked();
+  bool pop_victim_locked(Queue queue, std::uint32_t* segment);
+  bool pop_garbage_locked(std::uint32_t* segment);
+  bool evict_one_locked(Tick now, Purpose purpose);
+  void empty_locked(std::uint32_t segment, Tick now, Purpose purpose);
+  void judge_record_locked(std::uint32_t segment, std::uint32_t offset, std::uint64_t hash,
+                           Tick now, Purpose purpose);
+  void move_record_locked(std::uint64_t location, RecordHeader& record, std::uint64_t hash,
+                          Queue queue, unsigned frequency, Tick now);
+  Slot* find_location(const Place& place, std::uint64_t location) noexcept;
+  void release_locked(std::uint32_t segment);
+  void release_dead_locked();
+  void drop_entry(Slot& slot, std::uint32_t segment, const RecordHeader& record) noexcept;
+
+  const DomainConfig config_;
+  const DomainIndex index_;
+  NamespaceState& ns_;
+  const TierParts parts_;
+  const Tick refresh_ticks_;
+  const std::unique_ptr<EvictionPolicy> policy_;
+
+  mutable std::mutex mutex_;
+  std::array<std::deque<std::uint32_t>, kQueueCount> queues_;  // sealed; guarded by mutex_
+  std::array<std::vector<Open>, kQueueCount> open_;       // guarded by mutex_
+  std::array<std::uint32_t, kQueueCount> segments_in_{};  // guarded by mutex_
+  std::uint64_t next_sequence_ = 1;                       // guarded by mutex_
+  std::uint32_t used_segments_ = 0;                       // guarded by mutex_
+  bool filled_once_ = false;                              // guarded by mutex_
+  bool emptying_ = false;                                 // guarded by mutex_
+  bool large_kept_ = false;                               // guarded by mutex_
+
+  // Relaxed: budgets are compared loosely, counts are shown.
+  std::atomic<std::uint32_t> budget_segments_;
+  std::atomic<std::uint64_t> entry_budget_;
+  std::atomic<std::uint64_t> entries_{0};
+  std::atomic<std::uint32_t> dead_segments_{0};  // sealed ones without a live byte
+  std::atomic<std::uint32_t> used_shown_{0};
+  Counter live_bytes_;     // headers included
+  Counter payload_bytes_;  // keys and values alone
+  Counter evictions_;
+  Counter expirations_;
+  Counter kept_;
+  Counter dropped_kept_;
+  Counter segments_emptied_;
+};
+
+}  // namespace fc

@@ -1,0 +1,397 @@
+#include "memory/dram_tier.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "core/check.hpp"
+#include "core/sequence_point.hpp"
+
+namespace fc {
+
+DramTier::DramTier(const EngineConfig& config, const Clock& clock)
+    : clock_(clock),
+      started_ms_(clock.now_ms()),
+      geometry_(Geometry::plan(config)),
+      max_value_bytes_(config.max_value_bytes),
+      memory_bytes_(config.memory_bytes),
+      arena_(geometry_, config.huge_pages),
+      index_(arena_.buckets(), geometry_.bucket_count),
+      write_versions_(
+          std::make_unique<std::atomic<std::uint32_t>[]>(layout::kWriteVersionStripes)) {
+  config.validate();
+  const TierParts parts{arena_, index_, epochs_};
+  std::uint64_t budgeted = 0;
+  for (const NamespaceConfig& ns_config : config.namespaces) {
+    auto ns = std::make_unique<Namespace>();
+    ns->name = ns_config.name;
+    ns->seed = namespace_seed(ns_config.name);
+    ns->negative_ttl_ms = ns_config.negative_ttl_ms;
+    ns->first_domain = static_cast<DomainIndex>(domains_.size());
+    ns->domain_count = static_cast<DomainIndex>(ns_config.domains.size());
+    std::uint64_t ns_entries = 0;
+    for (const DomainConfig& domain : ns_config.domains) {
+      const auto segments =
+          static_cast<std::uint32_t>(domain.budget_bytes / geometry_.segment_bytes);
+      if (segments < layout::kMinDomainSegments) {
+        throw std::invalid_argument(
+            "namespace " + ns_config.name + ", domain " + domain.name + ": a budget of " +
+            std::to_string(domain.budget_bytes) + " bytes is below the least of " +
+            std::to_string(std::uint64_t{layout::kMinDomainSegments} * geometry_.segment_bytes));
+      }
+      budgeted += segments;
+      const std::uint64_t entries = entry_budget_for(segments);
+      ns_entries += entries;
+      domains_.push_back(std::make_unique<Domain>(
+          domain, static_cast<DomainIndex>(domains_.size()), *ns, parts, entries));
+    }
+    const auto domain_named = [&](const std::string& name) {
+      for (DomainIndex d = 0; d < ns->domain_count; ++d) {
+        if (ns_config.domains[d].name == name) return static_cast<DomainIndex>(ns->first_domain + d);
+      }
+      return kNoDomain;
+    };
+    std::vector<Router::Rule> rules;
+    for (const RouteRule& rule : ns_config.rules) {
+      rules.push_back({rule.prefix, rule.asked_at_least, domain_named(rule.domain)});
+    }
+    ns->router = std::make_unique<Router>(std::move(rules), domain_named(ns_config.default_domain),
+                                          ns_entries);
+    namespaces_.push_back(std::move(ns));
+  }
+  if (budgeted > geometry_.segment_count - geometry_.reserve_segments) {
+    throw std::invalid_argument(
+        "the domains' budgets add up to " +
+        std::to_string(budgeted * geometry_.segment_bytes) + " bytes, but of memory of " +
+        std::to_string(config.memory_bytes) + " bytes only " +
+        std::to_string(geometry_.domain_bytes()) + " are left after index and tables");
+  }
+  for (std::size_t i = 0; i < namespaces_.size(); ++i) {
+    by_name_.emplace(namespaces_[i]->name, static_cast<NamespaceIndex>(i));
+  }
+}
+
+DramTier::~DramTier() = default;
+
+std::uint64_t DramTier::entry_budget_for(std::uint32_t segments) const noexcept {
+  const double share = static_cast<double>(segments) /
+                       static_cast<double>(geometry_.segment_count - geometry_.reserve_segments);
+  return static_cast<std::uint64_t>(static_cast<double>(index_.slot_count()) *
+                                    layout::kIndexLoadLimit * share);
+}
+
+NamespaceIndex DramTier::find_namespace(std::string_view name) const noexcept {
+  const auto found = by_name_.find(name);
+  return found == by_name_.end() ? kNoNamespace : found->second;
+}
+
+DomainIndex DramTier::find_domain(NamespaceIndex ns, std::string_view name) const noexcept {
+  const Namespace& in = *namespaces_[ns];
+  for (DomainIndex d = 0; d < in.domain_count; ++d) {
+    const auto domain = static_cast<DomainIndex>(in.first_domain + d);
+    if (domains_[domain]->config().name == name) return domain;
+  }
+  return kNoDomain;
+}
+
+// ---- writes --------------------------------------------------------------------------------------
+
+Tick DramTier::expiry_of(const Domain& domain, const PutItem& item, const Namespace& ns,
+                         const KeyHash& hash, Tick tick) const noexcept {
+  std::uint64_t ttl_ms = item.ttl_ms != 0      ? item.ttl_ms
+                         : item.negative       ? ns.negative_ttl_ms
+                                               : domain.config().ttl_ms;
+  if (ttl_ms == 0) return kNever;
+  ttl_ms = std::min(ttl_ms, layout::kMaxTtlMs);
+  // Shortened by a share that differs by key and by time of writing, so that what was loaded
+  // together does not expire together.
+  const auto spread = static_cast<std::uint32_t>(hash.high >> 32) ^ (tick * 0x9E3779B1u);
+  const double cut = domain.config().ttl_jitter * static_cast<double>(spread) / 4294967296.0;
+  const auto ticks = static_cast<std::uint64_t>(static_cast<double>(ttl_ms) * (1.0 - cut)) >>
+                     kTickShift;
+  return tick + static_cast<Tick>(std::max<std::uint64_t>(ticks, 1));
+}
+
+Slot* DramTier::find_key_locked(const Namespace& ns, const Place& place,
+                                std::string_view key) noexcept {
+  Slot* found = nullptr;
+  const std::uint16_t incarnation = ns.incarnation.load(std::memory_order_relaxed);
+  const auto match = [&](Entry entry, Slot& slot) {
+    if (!arena_.record(entry.location())->holds(key, incarnation)) return false;
+    found = &slot;
+    return true;
+  };
+  if (!index_.find_in(place.home, place.tag, match) && place.partner != place.home) {
+    index_.find_in(place.partner, place.tag, match);
+  }
+  return found;
+}
+
+// The slot's record gives way to `replacement` (0: to nothing).
+void DramTier::supersede_locked(Slot& slot, Entry entry, std::uint64_t replacement) noexcept {
+  slot.store(replacement, std::memory_order_release);
+  const std::uint32_t segment = arena_.segment_of(entry.location());
+  domains_[arena_.domain_of(segment)]->forget(segment, *arena_.record(entry.location()));
+}
+
+DramTier::Outcome DramTier::write(Namespace& ns, const PutItem& item, const KeyHash& hash,
+                                  const Token* token, Tick tick) {
+  const Place place = index_.place_of(hash.low);
+  const std::uint16_t incarnation = ns.incarnation.load(std::memory_order_acquire);
+  if (token != nullptr &&
+      (token->incarnation != incarnation ||
+       token->write_version != write_version(hash.low).load(std::memory_order_acquire))) {
+    return Outcome::TokenVoid;
+  }
+  const bool fits = !item.key.empty() && item.key.size() <= kMaxKeyBytes &&
+                    item.value.size() <= max_value_bytes_;
+  Reservation reservation;
+  Domain* domain = nullptr;
+  if (fits) {
+    const DomainIndex wanted =
+        item.domain != kNoDomain ? item.domain : ns.router->route(item.key, hash.low);
+    domain = domains_[wanted].get();
+    RecordShape shape;
+    shape.hash = hash.low;
+    shape.key_bytes = static_cast<std::uint16_t>(item.key.size());
+    shape.value_bytes = static_cast<std::uint32_t>(item.value.size());
+    shape.negative = item.negative;
+    shape.expiry = expiry_of(*domain, item, ns, hash, tick);
+    shape.incarnation = incarnation;
+    reservation = domain->reserve(shape, tick);
+  }
+  if (reservation.record == nullptr) {
+    // The new value cannot be kept. For a put the older one must not outlive it.
+    if (token == nullptr && !item.key.empty() && item.key.size() <= kMaxKeyBytes) {
+      remove(ns, item.key, hash);
+    }
+    ns.rejected.add();
+    return Outcome::Rejected;
+  }
+  RecordHeader& record = *reservation.record;
+  auto* bytes = reinterpret_cast<std::uint8_t*>(&record + 1);
+  std::memcpy(bytes, item.key.data(), item.key.size());
+  if (!record.large()) {
+    if (!item.value.empty()) {
+      std::memcpy(bytes + item.key.size(), item.value.data(), item.value.size());
+    }
+  } else {
+    std::uint32_t segment = reservation.segment;
+    std::size_t offset = sizeof(RecordHeader) + item.key.size();
+    std::string_view left = item.value;
+    while (!left.empty()) {
+      const std::size_t here = std::min(left.size(), arena_.segment_bytes() - offset);
+      std::memcpy(arena_.data(segment) + offset, left.data(), here);
+      left.remove_prefix(here);
+      offset = 0;
+      segment = arena_.meta(segment).next;
+    }
+  }
+  FC_SEQUENCE_POINT("write:filled");
+  const Outcome outcome =
+      publish(ns, *domain, item, place, hash.low, reservation, incarnation, token);
+  domain->done(reservation, outcome == Outcome::Stored);
+  if (outcome == Outcome::Stored) ns.stores.add();
+  if (outcome == Outcome::Rejected) ns.rejected.add();
+  return outcome;
+}
+
+DramTier::Outcome DramTier::publish(Namespace& ns, Domain& domain, const PutItem& item,
+                                    const Place& place, std::uint64_t hash,
+                                    const Reservation& reservation, std::uint16_t incarnation,
+                                    const Token* token) {
+  const RecordHeader& record = *reservation.record;
+  const std::size_t bytes = record.record_bytes();
+  const EpochGuard epoch(epochs_);
+  const PairLock pair(index_, place);
+  std::atomic<std::uint32_t>& version = write_version(hash);
+  const bool flushed = ns.incarnation.load(std::memory_order_relaxed) != incarnation;
+  if (token == nullptr) {
+    version.fetch_add(1, std::memory_order_acq_rel);
+    if (flushed) return Outcome::TokenVoid;  // stored, then flushed: nothing is left of it
+  } else if (flushed || version.load(std::memory_order_relaxed) != token->write_version) {
+    return Outcome::TokenVoid;
+  }
+  if (Slot* slot = find_key_locked(ns, place, item.key)) {
+    const Entry old(slot->load(std::memory_order_relaxed));
+    domain.count_in(record);
+    supersede_locked(
+        *slot, old,
+        Entry::dram(place.tag, reservation.location, bytes, old.frequency()).word());
+    return Outcome::Stored;
+  }
+  Slot* slot = index_.free_slot_locked(place);
+  if (slot == nullptr) {
+    // Both buckets are full and so are those around. Take an entry of this domain, or of one that
+    // has more than its share; another domain's entries are not ours to take.
+    no_slot_.add();
+    slot = index_.victim_locked(place, [&](Entry entry) {
+      Domain& owner = *domains_[arena_.domain_of(arena_.segment_of(entry.location()))];
+      return &owner == &domain || owner.over_entry_share();
+    });
+    if (slot == nullptr) return Outcome::Rejected;
+    displaced_.add();
+    supersede_locked(*slot, Entry(slot->load(std::memory_order_relaxed)), 0);
+  }
+  domain.count_in(record);
+  slot->store(Entry::dram(place.tag, reservation.location, bytes, 0).word(),
+              std::memory_order_release);
+  return Outcome::Stored;
+}
+
+void DramTier::remove(Namespace& ns, std::string_view key, const KeyHash& hash) {
+  const Place place = index_.place_of(hash.low);
+  const EpochGuard epoch(epochs_);
+  const PairLock pair(index_, place);
+  write_version(hash.low).fetch_add(1, std::memory_order_acq_rel);
+  if (Slot* slot = find_key_locked(ns, place, key)) {
+    supersede_locked(*slot, Entry(slot->load(std::memory_order_relaxed)), 0);
+  }
+}
+
+void DramTier::put(NamespaceIndex ns_index, std::span<const PutItem> items,
+                   std::span<WriteStatus> statuses) {
+  Namespace& ns = *namespaces_[ns_index];
+  const Tick tick = now();
+  constexpr std::size_t kAhead = 8;
+  std::array<KeyHash, kAhead> hashes;
+  for (std::size_t step = 0; step < items.size() + kAhead; ++step) {
+    if (step >= kAhead) {
+      const std::size_t i = step - kAhead;
+      const Outcome outcome = write(ns, items[i], hashes[i % kAhead], nullptr, tick);
+      statuses[i] = outcome == Outcome::Rejected ? WriteStatus::Rejected : WriteStatus::Stored;
+    }
+    if (step < items.size()) {
+      const KeyHash hash = hash_key(ns.seed, items[step].key);
+      hashes[step % kAhead] = hash;
+      index_.prefetch(index_.home_of(hash.low));
+      domains_[items[step].domain != kNoDomain ? items[step].domain : ns.first_domain]->prefetch(
+          hash.low);
+    }
+  }
+}
+
+void DramTier::install(NamespaceIndex ns_index, std::span<const PutItem> items,
+                       std::span<const Token> tokens, std::span<InstallStatus> statuses) {
+  Namespace& ns = *namespaces_[ns_index];
+  const Tick tick = now();
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    const KeyHash hash = hash_key(ns.seed, items[i].key);
+    switch (write(ns, items[i], hash, &tokens[i], tick)) {
+      case Outcome::Stored: statuses[i] = InstallStatus::Installed; break;
+      case Outcome::Rejected: statuses[i] = InstallStatus::Rejected; break;
+      case Outcome::TokenVoid:
+        statuses[i] = InstallStatus::TokenVoid;
+        ns.tokens_void.add();
+        break;
+    }
+  }
+}
+
+void DramTier::erase(NamespaceIndex ns_index, std::span<const std::string_view> keys,
+                     std::span<WriteStatus> statuses) {
+  Namespace& ns = *namespaces_[ns_index];
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    remove(ns, keys[i], hash_key(ns.seed, keys[i]));
+    ns.erased.add();
+    statuses[i] = WriteStatus::Stored;
+  }
+}
+
+bool DramTier::token_alive(NamespaceIndex ns_index, std::string_view key,
+                           Token token) const noexcept {
+  const Namespace& ns = *namespaces_[ns_index];
+  return token.incarnation == ns.incarnation.load(std::memory_order_acquire) &&
+         token.write_version ==
+             write_version(hash_key(ns.seed, key).low).load(std::memory_order_acquire);
+}
+
+// ---- operators -----------------------------------------------------------------------------------
+
+std::uint64_t DramTier::flush(NamespaceIndex ns_index) {
+  Namespace& ns = *namespaces_[ns_index];
+  const std::lock_guard lock(resize_mutex_);
+  // From here on every older record is invisible; 0 is never an incarnation.
+  std::uint16_t next = static_cast<std::uint16_t>(ns.incarnation.load() + 1);
+  if (next == 0) next = 1;
+  ns.incarnation.store(next, std::memory_order_seq_cst);
+  FC_SEQUENCE_POINT("flush:hidden");
+  std::uint64_t dropped = 0;
+  for (DomainIndex d = 0; d < ns.domain_count; ++d) {
+    dropped += domains_[ns.first_domain + d]->flush(now());
+  }
+  return dropped;
+}
+
+std::uint64_t DramTier::resize(DomainIndex domain_index, std::uint64_t budget_bytes) {
+  const std::lock_guard lock(resize_mutex_);
+  Domain& domain = *domains_[domain_index];
+  const std::uint64_t old_bytes = domain.budget_bytes();
+  const std::uint64_t segments = budget_bytes / geometry_.segment_bytes;
+  if (segments < layout::kMinDomainSegments) {
+    throw std::invalid_argument(
+        "the least budget of a domain is " +
+        std::to_string(std::uint64_t{layout::kMinDomainSegments} * geometry_.segment_bytes) +
+        " bytes");
+  }
+  std::uint64_t others = 0;
+  for (const auto& other : domains_) {
+    if (other.get() != &domain) others += other->budget_segments();
+  }
+  const std::uint64_t available = geometry_.segment_count - geometry_.reserve_segments;
+  if (others + segments > available) {
+    throw std::invalid_argument("only " +
+                                std::to_string((available - others) * geometry_.segment_bytes) +
+                                " bytes are free of other domains' budgets: shrink one first");
+  }
+  domain.resize(static_cast<std::uint32_t>(segments),
+                entry_budget_for(static_cast<std::uint32_t>(segments)), now());
+  return old_bytes;
+}
+
+void DramTier::maintain() {
+  const Tick tick = now();
+  for (const auto& domain : domains_) domain->maintain(tick);
+}
+
+void DramTier::visit(CounterVisitor& visitor) const {
+  for (const auto& domain : domains_) domain->visit(visitor);
+  for (const auto& ns : namespaces_) {
+    const Label labels[] = {{"namespace", ns->name}};
+    visitor.counter("feature_cache_namespace_hits_total", "Keys answered with a cached value.",
+                    labels, ns->hits.get());
+    visitor.counter("feature_cache_namespace_misses_total", "Keys that were not cached.", labels,
+                    ns->misses.get());
+    visitor.counter("feature_cache_namespace_negative_hits_total",
+                    "Keys answered from the negative cache.", labels, ns->negative_hits.get());
+    visitor.counter("feature_cache_namespace_stores_total", "Values that entered.", labels,
+                    ns->stores.get());
+    visitor.counter("feature_cache_namespace_rejected_total",
+                    "Values that could not enter: too large for the domain, or no index slot.",
+                    labels, ns->rejected.get());
+    visitor.counter("feature_cache_namespace_erased_total", "Keys that were asked to go.", labels,
+                    ns->erased.get());
+    visitor.counter("feature_cache_namespace_tokens_void_total",
+                    "Fetched values not kept, because a write came in between.", labels,
+                    ns->tokens_void.get());
+  }
+  visitor.gauge("feature_cache_memory_budget_bytes", "The configured memory.", {},
+                static_cast<double>(memory_bytes_));
+  visitor.gauge("feature_cache_arena_bytes", "Segments, reserve included.", {},
+                static_cast<double>(geometry_.segment_count) * geometry_.segment_bytes);
+  visitor.gauge("feature_cache_segment_bytes", "Size of a segment.", {}, geometry_.segment_bytes);
+  visitor.gauge("feature_cache_index_bytes", "Index buckets.", {},
+                static_cast<double>(index_.bucket_count() * sizeof(Bucket)));
+  visitor.gauge("feature_cache_index_slots", "Index slots.", {},
+                static_cast<double>(index_.slot_count()));
+  visitor.counter("feature_cache_index_moves_total", "Entries moved to make room in a bucket.", {},
+                  index_.moves());
+  visitor.counter("feature_cache_index_no_slot_total",
+                  "Inserts that found no slot even by moving.", {}, no_slot_.get());
+  visitor.counter("feature_cache_index_displaced_total",
+                  "Entries dropped because their buckets were full.", {}, displaced_.get());
+  visitor.counter("feature_cache_arena_reader_waits_total",
+                  "Times a writer waited for readers to leave a segment.", {},
+                  arena_.reader_waits());
+}
+
+}  // namespace fc

@@ -1,0 +1,101 @@
+// The DRAM tier: namespaces, their domains, and the ways of a batch through index and log.
+//
+// Reads take no lock (see get.cpp). A write reserves room in its domain, fills the record, then
+// publishes it under the locks of the key's two buckets. Under the same locks every put and erase
+// raises the write version of the key's stripe; a fetched value is installed only when the version
+// and the namespace's incarnation are still those of its token. So a result that is older than an
+// acknowledged write never enters ("Late results lose"). Two keys may share a stripe: then a
+// fetched value is served but not kept, and counted.
+//
+// Flush starts a new incarnation first (every older record is invisible from then on), then takes
+// the segments back. A put that raced with it checks the incarnation again under the pair's locks.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <shared_mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "core/clock.hpp"
+#include "feature_cache/engine.hpp"
+#include "memory/domain.hpp"
+
+namespace fc {
+
+class DramTier {
+ public:
+  // Throws std::invalid_argument for a config that does not fit, std::bad_alloc for no memory.
+  DramTier(const EngineConfig& config, const Clock& clock);
+  ~DramTier();
+
+  NamespaceIndex find_namespace(std::string_view name) const noexcept;
+  DomainIndex find_domain(NamespaceIndex ns, std::string_view name) const noexcept;
+
+  void get(GetColumn& column);
+  void put(NamespaceIndex ns, std::span<const PutItem> items, std::span<WriteStatus> statuses);
+  void erase(NamespaceIndex ns, std::span<const std::string_view> keys,
+             std::span<WriteStatus> statuses);
+  void install(NamespaceIndex ns, std::span<const PutItem> items, std::span<const Token> tokens,
+               std::span<InstallStatus> statuses);
+  bool token_alive(NamespaceIndex ns, std::string_view key, Token token) const noexcept;
+  std::uint64_t flush(NamespaceIndex ns);
+  std::uint64_t resize(DomainIndex domain, std::uint64_t budget_bytes);
+  void maintain();
+  void visit(CounterVisitor& visitor) const;
+
+ private:
+  struct Namespace : NamespaceState {
+    DomainIndex first_domain = 0;
+    DomainIndex domain_count = 0;
+    std::uint64_t negative_ttl_ms = 0;
+  };
+  struct GetTally;
+  enum class Outcome : std::uint8_t { Stored, Rejected, TokenVoid };
+
+  Tick now() const noexcept {
+    return static_cast<Tick>((clock_.now_ms() - started_ms_ + kTickEpochMs) >> kTickShift);
+  }
+  std::atomic<std::uint32_t>& write_version(std::uint64_t hash) const noexcept {
+    return write_versions_[(hash >> 16) & (layout::kWriteVersionStripes - 1)];
+  }
+  Tick expiry_of(const Domain& domain, const PutItem& item, const Namespace& ns,
+                 const KeyHash& hash, Tick tick) const noexcept;
+  Outcome write(Namespace& ns, const PutItem& item, const KeyHash& hash, const Token* token,
+                Tick tick);
+  Outcome publish(Namespace& ns, Domain& domain, const PutItem& item, const Place& place,
+                  std::uint64_t hash, const Reservation& reservation, std::uint16_t incarnation,
+                  const Token* token);
+  void remove(Namespace& ns, std::string_view key, const KeyHash& hash);
+  void supersede_locked(Slot& slot, Entry entry, std::uint64_t replacement) noexcept;
+  // The slot of the key, whatever its expiry; for the holder of its PairLock inside an epoch.
+  Slot* find_key_locked(const Namespace& ns, const Place& place, std::string_view key) noexcept;
+  std::uint64_t entry_budget_for(std::uint32_t segments) const noexcept;
+
+  // get.cpp
+  void get_chunk(GetColumn& column, std::size_t begin, std::size_t end, Tick tick,
+                 GetTally& tally);
+  bool serve(GetColumn& column, std::size_t position, const RecordHeader& record, Entry entry,
+             Slot& slot, Tick tick, std::uint64_t hash, GetTally& tally);
+  void copy_value(const RecordHeader& record, std::uint64_t location, std::uint8_t* to) noexcept;
+
+  static constexpr std::uint64_t kTickEpochMs = 1024;  // tick 0 is "never": start above it
+
+  const Clock& clock_;
+  const std::uint64_t started_ms_;
+  const Geometry geometry_;
+  const std::uint64_t max_value_bytes_;
+  const std::uint64_t memory_bytes_;
+  Arena arena_;
+  Index index_;
+  EpochManager epochs_;
+  const std::unique_ptr<std::atomic<std::uint32_t>[]> write_versions_;
+  std::vector<std::unique_ptr<Namespace>> namespaces_;  // fixed after construction
+  std::vector<std::unique_ptr<Domain>> domains_;        // fixed after construction
+  std::unordered_map<std::string_view, NamespaceIndex> by_name_;
+  std::mutex resize_mutex_;  // one resize or flush at a time
+  Counter no_slot_;
+  Counter displaced_;
+};
+
+}  // namespace fc
