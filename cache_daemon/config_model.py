@@ -49,7 +49,7 @@ DOMAINS_MAX = 1024
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
 _UNIX_PATH_MAX = 107  # sun_path without its terminating zero
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")]
+_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")]
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -91,8 +91,8 @@ def _check_tcp_address(value: object) -> object:
     return _check_address(value)
 
 
-Address = Annotated[str, BeforeValidator(_check_address)]
-TcpAddress = Annotated[str, BeforeValidator(_check_tcp_address)]
+_Address = Annotated[str, BeforeValidator(_check_address)]
+_TcpAddress = Annotated[str, BeforeValidator(_check_tcp_address)]
 
 
 class StrictModel(BaseModel):
@@ -104,16 +104,16 @@ class StrictModel(BaseModel):
 class ListenSettings(StrictModel):
     """Where the daemon listens."""
 
-    grpc: tuple[Address, ...] = Field(
+    grpc: tuple[_Address, ...] = Field(
         min_length=1,
         max_length=16,
         description="Addresses of the data service: host:port (port 0: any) or unix:/path.",
     )
-    admin: Address | None = Field(
+    admin: _Address | None = Field(
         default=None,
         description="Address of the admin service for cachectl; a Unix socket is best.",
     )
-    http: TcpAddress | None = Field(
+    http: _TcpAddress | None = Field(
         default=None, description="Address of /metrics, /healthz and /readyz, as host:port."
     )
 
@@ -217,7 +217,7 @@ class DomainSettings(StrictModel):
 class RuleSettings(StrictModel):
     """Which domain a fetched value enters when neither caller nor store hints one."""
 
-    domain: Name = Field(description="The domain that matching keys enter.")
+    domain: _Name = Field(description="The domain that matching keys enter.")
     prefix: str = Field(default="", description="Keys that start with this text.", max_length=1024)
     asked_at_least: int = Field(
         default=0,
@@ -238,8 +238,8 @@ class RuleSettings(StrictModel):
 class NamespaceSettings(StrictModel):
     """One key space and its eviction domains."""
 
-    domains: dict[Name, DomainSettings] = Field(min_length=1, max_length=DOMAINS_MAX)
-    default_domain: Name | None = Field(
+    domains: dict[_Name, DomainSettings] = Field(min_length=1, max_length=DOMAINS_MAX)
+    default_domain: _Name | None = Field(
         default=None,
         description="Where values go when nothing else says so; may be left out if only one.",
     )
@@ -302,8 +302,8 @@ class Config(StrictModel):
     )
     limits: LimitSettings = LimitSettings()
     memory: MemorySettings
-    namespaces: dict[Name, NamespaceSettings] = Field(min_length=1, max_length=_NAMESPACES_MAX)
-    stores: dict[Name, StoreSettings] = Field(default_factory=dict, max_length=64)
+    namespaces: dict[_Name, NamespaceSettings] = Field(min_length=1, max_length=_NAMESPACES_MAX)
+    stores: dict[_Name, StoreSettings] = Field(default_factory=dict, max_length=64)
     refresh: RefreshSettings = RefreshSettings()
     drain_timeout: Duration = Field(
         default=30.0, ge=0, description="How long a stop waits for requests that were accepted."

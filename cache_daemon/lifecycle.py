@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from enum import Enum
 from types import FrameType
 
-__all__ = ["DrainRequest", "Drained", "Event", "Inbox", "Lifecycle", "State", "StopSignal"]
+__all__ = [
+    "DrainRequest",
+    "Drained",
+    "Event",
+    "Inbox",
+    "Lifecycle",
+    "Listener",
+    "State",
+    "StopSignal",
+]
 
 _log = logging.getLogger(__name__)
 
