@@ -206,7 +206,8 @@ def _replay(trace: Trace, budget_bytes: int, policy: str) -> _Run:
 
 def _config(trace: Trace, budget_bytes: int, policy: str) -> NodeConfig:
     """A node with one domain of `budget_bytes`, and as little memory as holds it."""
-    mean_bytes = trace.footprint_bytes // len(np.unique(trace.ids))
+    # By request, not by object: what is asked for is what is resident, and sizes the index.
+    mean_bytes = int(trace.sizes.mean())
     memory_bytes = budget_bytes + (1 << 20)
     for _ in range(_MEMORY_STEPS_MAX):
         config = NodeConfig(
@@ -218,7 +219,7 @@ def _config(trace: Trace, budget_bytes: int, policy: str) -> NodeConfig:
                     default_domain="all",
                 )
             ],
-            expected_item_bytes=max(1, mean_bytes),
+            expected_item_bytes=mean_bytes,
         )
         if config.arena_bytes() >= budget_bytes:
             return config
