@@ -122,7 +122,7 @@ def _measure(metric: str, settings: Settings) -> Figure:
 
 def _trace(metric: str, settings: Settings) -> Trace:
     if metric == "movielens":
-        return movielens(requests=1000 if settings.quick else 5000)
+        return movielens(requests=2000 if settings.quick else 5000)
     if metric == "twitter":
         return twitter()
     keys, requests = (200_000, 1_000_000) if settings.quick else (1_000_000, 5_000_000)
