@@ -32,6 +32,7 @@ struct GetColumn {
   std::span<std::uint32_t> lengths;      // out: bytes of each value, 0 where there is none
   Buffer* values = nullptr;              // out: values are appended in key order
   std::uint64_t max_value_bytes = ~0ull; // of this column; what does not fit is Throttled
+  bool quiet = false;                      // not counted as asked: a second look of one request
   std::vector<Absent>* absent = nullptr;   // out, may be null
   std::vector<Absent>* refresh = nullptr;  // out, may be null: hits that are hot and near expiry
 };

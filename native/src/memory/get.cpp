@@ -85,6 +85,7 @@ void DramTier::get(GetColumn& column) {
     }
     tally.touched_count = 0;
   }
+  if (column.quiet) return;
   for (std::size_t i = 0; i < tally.domain_hits.size(); ++i) {
     if (tally.domain_hits[i] != 0) domains_[ns.first_domain + i]->hits.add(tally.domain_hits[i]);
   }

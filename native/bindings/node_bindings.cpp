@@ -1,0 +1,522 @@
+// Node, Server, FetchBatch and the counters, as Python sees them.
+
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <set>
+#include <system_error>
+
+#include "bindings.hpp"
+#include "client_bindings.hpp"
+#include "feature_cache/engine.hpp"
+#include "feature_cache/node.hpp"
+#include "feature_cache/reply.hpp"
+#include "feature_cache/server.hpp"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace fc::bindings {
+namespace {
+
+constexpr int kInternal = 13;  // grpc.StatusCode.INTERNAL
+
+// ---- counters ------------------------------------------------------------------------------------
+
+struct SampleView {
+  std::string name;
+  std::string help;
+  std::string kind;
+  std::map<std::string, std::string> labels;
+  double value = 0;
+};
+
+struct HistogramView {
+  std::string name;
+  std::string help;
+  std::map<std::string, std::string> labels;
+  std::vector<double> bounds;
+  std::vector<std::uint64_t> counts;
+  double sum = 0;
+};
+
+class Collector final : public CounterVisitor {
+ public:
+  void counter(std::string_view name, std::string_view help, Labels labels,
+               std::uint64_t value) override {
+    samples.push_back({std::string(name), std::string(help), "counter", to_map(labels),
+                       static_cast<double>(value)});
+  }
+  void gauge(std::string_view name, std::string_view help, Labels labels, double value) override {
+    samples.push_back({std::string(name), std::string(help), "gauge", to_map(labels), value});
+  }
+  void histogram(std::string_view name, std::string_view help, Labels labels,
+                 std::span<const double> bounds, std::span<const std::uint64_t> counts,
+                 double sum) override {
+    histograms.push_back({std::string(name), std::string(help), to_map(labels),
+                          {bounds.begin(), bounds.end()},
+                          {counts.begin(), counts.end()},
+                          sum});
+  }
+
+  std::vector<SampleView> samples;
+  std::vector<HistogramView> histograms;
+
+ private:
+  static std::map<std::string, std::string> to_map(Labels labels) {
+    std::map<std::string, std::string> map;
+    for (const Label& label : labels) map.emplace(label.name, label.value);
+    return map;
+  }
+};
+
+// ---- fetch batches -------------------------------------------------------------------------------
+
+struct HintedValue {
+  py::object value;  // bytes or None
+  std::string domain;
+  std::uint64_t ttl_ms = 0;
+};
+
+class PyFetchBatch {
+ public:
+  explicit PyFetchBatch(std::shared_ptr<FetchBatch> batch) : batch_(std::move(batch)) {}
+  ~PyFetchBatch() {
+    // Giving up a batch answers its waiters: not with the interpreter's lock held.
+    py::gil_scoped_release release;
+    batch_.reset();
+  }
+  PyFetchBatch(const PyFetchBatch&) = delete;
+  PyFetchBatch& operator=(const PyFetchBatch&) = delete;
+
+  // Made anew at each call; a fetch loop asks once.
+  py::list groups() const {
+    py::list result;
+    for (const FetchBatch::Group& group : batch_->groups()) {
+      py::list keys(group.keys.size());
+      for (std::size_t i = 0; i < group.keys.size(); ++i) {
+        keys[i] = py::bytes(group.keys[i].data(), group.keys[i].size());
+      }
+      result.append(py::make_tuple(py::str(group.ns.data(), group.ns.size()), keys));
+    }
+    return result;
+  }
+  std::size_t keys() const { return batch_->key_count(); }
+  double timeout_s() const { return batch_->seconds_left(); }
+  int priority() const { return static_cast<int>(batch_->priority()); }
+
+  void complete(const py::object& values) {
+    FetchAnswer answer;
+    answer.values.resize(batch_->key_count());  // Garbled until read
+    std::vector<std::string> domains;           // what the hints point into
+    read(values, answer, domains);
+    py::gil_scoped_release release;
+    batch_->complete(std::move(answer));
+  }
+  void fail(const std::string& reason) {
+    CellStatus status = CellStatus::Error;
+    if (reason == "throttled") status = CellStatus::Throttled;
+    if (reason == "timed_out") status = CellStatus::TimedOut;
+    py::gil_scoped_release release;
+    batch_->fail(status);
+  }
+
+ private:
+  void read(const py::object& values, FetchAnswer& answer, std::vector<std::string>& domains) {
+    domains.reserve(answer.values.size());  // views into it must not move
+    const py::object outer = to_fast_sequence(values);
+    if (!outer) return;
+    std::size_t first = 0;
+    const auto outer_size = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(outer.ptr()));
+    const std::vector<FetchBatch::Group>& wanted = batch_->groups();
+    for (std::size_t g = 0; g < wanted.size() && g < outer_size; ++g) {
+      const py::object group = to_fast_sequence(
+          py::reinterpret_borrow<py::object>(
+              PySequence_Fast_GET_ITEM(outer.ptr(), static_cast<Py_ssize_t>(g))));
+      read_group(group, std::span(answer.values).subspan(first, wanted[g].keys.size()), answer,
+                 domains);
+      first += wanted[g].keys.size();
+    }
+  }
+
+  // One garbled value makes its whole group ERROR: which key it belongs to cannot be trusted.
+  static void read_group(const py::object& group, std::span<FetchedValue> cells,
+                         FetchAnswer& answer, std::vector<std::string>& domains) {
+    if (!group) return;
+    if (static_cast<std::size_t>(PySequence_Fast_GET_SIZE(group.ptr())) != cells.size()) return;
+    PyObject** items = PySequence_Fast_ITEMS(group.ptr());
+    for (std::size_t i = 0; i < cells.size(); ++i) {
+      if (!read_value(items[i], cells[i], answer, domains)) {
+        std::fill(cells.begin(), cells.end(), FetchedValue{});
+        return;
+      }
+    }
+  }
+
+  static bool read_value(PyObject* item, FetchedValue& cell, FetchAnswer& answer,
+                         std::vector<std::string>& domains) {
+    if (item == Py_None) {
+      cell.kind = FetchedValue::Kind::NotFound;
+      return true;
+    }
+    if (PyBytes_Check(item)) {
+      const auto size = static_cast<std::size_t>(PyBytes_GET_SIZE(item));
+      if (size > kMaxValueBytes) return false;
+      cell.kind = FetchedValue::Kind::Found;
+      cell.offset = answer.bytes.size();
+      cell.size = static_cast<std::uint32_t>(size);
+      answer.bytes.append(PyBytes_AS_STRING(item), size);
+      return true;
+    }
+    if (!py::isinstance<HintedValue>(item)) return false;
+    const auto& hinted = py::cast<const HintedValue&>(py::handle(item));
+    if (!read_value(hinted.value.ptr(), cell, answer, domains)) return false;
+    cell.ttl_ms = hinted.ttl_ms;
+    if (!hinted.domain.empty()) {
+      domains.push_back(hinted.domain);
+      cell.domain_hint = domains.back();
+    }
+    return true;
+  }
+
+  // Lists and tuples only: a str or bytes is a sequence too, but never an answer.
+  static py::object to_fast_sequence(const py::object& object) {
+    if (!PyList_Check(object.ptr()) && !PyTuple_Check(object.ptr())) return {};
+    return object;
+  }
+
+  std::shared_ptr<FetchBatch> batch_;
+};
+
+// ---- the node ------------------------------------------------------------------------------------
+
+// Nodes that are alive, so that all can be stopped before the interpreter ends: a node's thread
+// that asks for the interpreter's lock after that would never return.
+class LiveNodes {
+ public:
+  void add(Node* node) {
+    const std::lock_guard lock(mutex_);
+    nodes_.insert(node);
+  }
+  void remove(Node* node) {
+    const std::lock_guard lock(mutex_);
+    nodes_.erase(node);
+  }
+  void stop_all() {
+    const std::lock_guard lock(mutex_);
+    for (Node* node : nodes_) node->stop();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<Node*> nodes_;
+};
+
+LiveNodes& live_nodes() {
+  static auto* instance = new LiveNodes();  // never destroyed: nodes may outlive main()
+  return *instance;
+}
+
+struct Outcome {
+  CallStatus status;
+  std::vector<Buffer> pieces;
+};
+
+template <class ReplyType>
+py::object to_python(Outcome outcome, bool* failed) {
+  *failed = true;
+  if (!outcome.status.ok()) return make_rpc_error(outcome.status.code, outcome.status.message);
+  std::vector<Reply::Piece> pieces;
+  for (const Buffer& piece : outcome.pieces) pieces.emplace_back(piece.data(), piece.size());
+  auto reply = std::make_unique<ReplyType>();
+  const ReplyFault fault = ReplyType::gather(pieces, *reply);
+  if (fault != ReplyFault::None) return make_rpc_error(kInternal, describe(fault));
+  *failed = false;
+  return py::cast(std::move(reply));
+}
+
+template <class ReplyType>
+py::object result_or_raise(Outcome outcome) {
+  if (!outcome.status.ok()) raise_rpc_error(outcome.status.code, outcome.status.message);
+  bool failed = false;
+  py::object result = to_python<ReplyType>(std::move(outcome), &failed);
+  if (failed) raise_rpc_error(kInternal, "the node's reply could not be read");
+  return result;
+}
+
+std::uint64_t to_ms(double seconds) {
+  if (!(seconds > 0)) throw py::value_error("timeout_s must be positive");
+  return std::max<std::uint64_t>(1, static_cast<std::uint64_t>(std::min(seconds, 1e6) * 1000.0));
+}
+
+RequestBytes borrow(const py::bytes& request, std::shared_ptr<const void> owner) {
+  const std::string_view view = request;
+  RequestBytes bytes;
+  bytes.bytes = {reinterpret_cast<const std::uint8_t*>(view.data()), view.size()};
+  bytes.owner = std::move(owner);
+  return bytes;
+}
+
+// A copy that no Python thread has to give back: a pending request may end on any thread.
+RequestBytes copy(const py::bytes& request) {
+  auto owned = std::make_shared<std::string>(std::string_view(request));
+  RequestBytes bytes;
+  bytes.bytes = {reinterpret_cast<const std::uint8_t*>(owned->data()), owned->size()};
+  bytes.owner = std::move(owned);
+  return bytes;
+}
+
+class PyNode {
+ public:
+  explicit PyNode(const NodeConfig& config) : node_(make_node(config)) {
+    live_nodes().add(node_.get());
+  }
+  ~PyNode() {
+    live_nodes().remove(node_.get());
+    py::gil_scoped_release release;
+    node_->stop();
+    node_.reset();
+  }
+  PyNode(const PyNode&) = delete;
+  PyNode& operator=(const PyNode&) = delete;
+
+  Node& node() noexcept { return *node_; }
+
+  py::object batch_get(const py::bytes& request, double timeout_s) {
+    Outcome outcome;
+    {
+      const std::uint64_t timeout_ms = to_ms(timeout_s);
+      RequestBytes bytes = copy(request);
+      py::gil_scoped_release release;
+      std::mutex mutex;
+      std::condition_variable ready;
+      bool done = false;
+      node_->batch_get(std::move(bytes), timeout_ms,
+                       [&](CallStatus status, std::vector<Buffer> pieces) {
+                         const std::lock_guard lock(mutex);
+                         outcome = {std::move(status), std::move(pieces)};
+                         done = true;
+                         ready.notify_one();
+                       });
+      std::unique_lock lock(mutex);
+      ready.wait(lock, [&] { return done; });
+    }
+    return result_or_raise<Reply>(std::move(outcome));
+  }
+  void batch_get_async(const py::bytes& request, double timeout_s, py::function done) {
+    const std::uint64_t timeout_ms = to_ms(timeout_s);
+    RequestBytes bytes = copy(request);
+    auto callback = std::make_shared<py::function>(std::move(done));
+    py::gil_scoped_release release;
+    node_->batch_get(std::move(bytes), timeout_ms,
+                     [callback](CallStatus status, std::vector<Buffer> pieces) mutable {
+                       call_back<Reply>(callback, {std::move(status), std::move(pieces)});
+                     });
+  }
+  py::object batch_put(const py::bytes& request, double) {
+    return write(request, &Node::batch_put);
+  }
+  py::object batch_delete(const py::bytes& request, double) {
+    return write(request, &Node::batch_delete);
+  }
+  void batch_put_async(const py::bytes& request, double, py::function done) {
+    write_async(request, std::move(done), &Node::batch_put);
+  }
+  void batch_delete_async(const py::bytes& request, double, py::function done) {
+    write_async(request, std::move(done), &Node::batch_delete);
+  }
+
+  std::unique_ptr<PyFetchBatch> take_fetch(const std::string& store, double wait_s) {
+    if (!node_->has_store(store)) throw py::key_error("no store named " + store);
+    // By hand: at the interpreter's end a daemon thread is unwound from here, which a guard's
+    // destructor would turn into an abort.
+    PyThreadState* state = PyEval_SaveThread();
+    std::shared_ptr<FetchBatch> batch =
+        node_->take_fetch(store, static_cast<std::uint64_t>(std::max(0.0, wait_s) * 1000.0));
+    PyEval_RestoreThread(state);
+    if (batch == nullptr) return nullptr;
+    return std::make_unique<PyFetchBatch>(std::move(batch));
+  }
+  std::uint64_t resize_domain(const std::string& ns_name, const std::string& domain_name,
+                              std::uint64_t budget_bytes) {
+    const NamespaceIndex ns = find(ns_name);
+    const DomainIndex domain = node_->engine().find_domain(ns, domain_name);
+    if (domain == kNoDomain) {
+      throw py::key_error("namespace " + ns_name + " has no domain " + domain_name);
+    }
+    py::gil_scoped_release release;
+    return node_->engine().resize(domain, budget_bytes);
+  }
+  std::uint64_t flush_namespace(const std::string& ns_name) {
+    const NamespaceIndex ns = find(ns_name);
+    py::gil_scoped_release release;
+    return node_->engine().flush(ns);
+  }
+  Collector collect() const {
+    py::gil_scoped_release release;
+    Collector collector;
+    node_->visit(collector);
+    return collector;
+  }
+  void stop() {
+    py::gil_scoped_release release;
+    node_->stop();
+  }
+
+ private:
+  using Write = CallStatus (Node::*)(RequestBytes, std::vector<Buffer>&);
+
+  NamespaceIndex find(const std::string& name) const {
+    const NamespaceIndex ns = node_->engine().find_namespace(name);
+    if (ns == kNoNamespace) throw py::key_error("no namespace " + name);
+    return ns;
+  }
+  Outcome run_write(const py::bytes& request, Write method) {
+    const RequestBytes bytes = borrow(request, nullptr);  // the caller holds it meanwhile
+    Outcome outcome;
+    py::gil_scoped_release release;
+    outcome.status = ((*node_).*method)(bytes, outcome.pieces);
+    return outcome;
+  }
+  py::object write(const py::bytes& request, Write method) {
+    return result_or_raise<WriteReply>(run_write(request, method));
+  }
+  void write_async(const py::bytes& request, py::function done, Write method) {
+    bool failed = false;
+    done(to_python<WriteReply>(run_write(request, method), &failed));
+  }
+  template <class ReplyType>
+  static void call_back(std::shared_ptr<py::function>& callback, Outcome outcome) {
+    const py::gil_scoped_acquire acquire;
+    try {
+      bool failed = false;
+      (*callback)(to_python<ReplyType>(std::move(outcome), &failed));
+    } catch (py::error_already_set& error) {
+      error.discard_as_unraisable("Node callback");
+    }
+    callback.reset();
+  }
+
+  std::unique_ptr<Node> node_;
+};
+
+// ---- the server ----------------------------------------------------------------------------------
+
+class PyServer {
+ public:
+  PyServer(py::object node, std::vector<std::string> addresses, std::uint64_t max_message_bytes,
+           bool reflection)
+      : owner_(std::move(node)) {
+    ServerConfig config;
+    config.addresses = std::move(addresses);
+    config.max_message_bytes = max_message_bytes;
+    config.reflection = reflection;
+    Node& target = owner_.cast<PyNode&>().node();
+    py::gil_scoped_release release;
+    server_ = make_server(target, config);
+  }
+  ~PyServer() {
+    py::gil_scoped_release release;
+    server_.reset();
+  }
+  PyServer(const PyServer&) = delete;
+  PyServer& operator=(const PyServer&) = delete;
+
+  std::vector<std::string> addresses() const { return server_->addresses(); }
+  void set_serving(bool serving) {
+    py::gil_scoped_release release;
+    server_->set_serving(serving);
+  }
+  bool drain(double timeout_s) {
+    py::gil_scoped_release release;
+    return server_->drain(timeout_s);
+  }
+  void stop() {
+    py::gil_scoped_release release;
+    server_->stop();
+  }
+
+ private:
+  py::object owner_;  // the node outlives the server
+  std::unique_ptr<DataServer> server_;
+};
+
+void bind_views(py::module_& module) {
+  py::class_<SampleView>(module, "Sample")
+      .def_readonly("name", &SampleView::name)
+      .def_readonly("help", &SampleView::help)
+      .def_readonly("kind", &SampleView::kind)
+      .def_readonly("labels", &SampleView::labels)
+      .def_readonly("value", &SampleView::value);
+  py::class_<HistogramView>(module, "Histogram")
+      .def_readonly("name", &HistogramView::name)
+      .def_readonly("help", &HistogramView::help)
+      .def_readonly("labels", &HistogramView::labels)
+      .def_readonly("bounds", &HistogramView::bounds)
+      .def_readonly("counts", &HistogramView::counts)
+      .def_readonly("sum", &HistogramView::sum);
+  py::class_<HintedValue>(module, "HintedValue")
+      .def(py::init([](py::object value, std::string domain, std::uint64_t ttl_ms) {
+             if (!value.is_none() && !py::isinstance<py::bytes>(value)) {
+               throw py::type_error("HintedValue takes bytes or None");
+             }
+             return HintedValue{std::move(value), std::move(domain), ttl_ms};
+           }),
+           "value"_a, py::kw_only(), "domain"_a = "", "ttl_ms"_a = 0)
+      .def_readonly("value", &HintedValue::value)
+      .def_readonly("domain", &HintedValue::domain)
+      .def_readonly("ttl_ms", &HintedValue::ttl_ms);
+  py::class_<PyFetchBatch>(module, "FetchBatch")
+      .def_property_readonly("groups", &PyFetchBatch::groups)
+      .def_property_readonly("keys", &PyFetchBatch::keys)
+      .def_property_readonly("timeout_s", &PyFetchBatch::timeout_s)
+      .def_property_readonly("priority", &PyFetchBatch::priority)
+      .def("complete", &PyFetchBatch::complete, "values"_a)
+      .def("fail", &PyFetchBatch::fail, "reason"_a);
+}
+
+}  // namespace
+}  // namespace fc::bindings
+
+void bind_node(py::module_& module) {
+  using namespace fc::bindings;
+  bind_views(module);
+  py::class_<PyNode>(module, "Node")
+      .def(py::init<const fc::NodeConfig&>(), "config"_a)
+      .def("batch_get", &PyNode::batch_get, "request"_a, "timeout_s"_a)
+      .def("batch_put", &PyNode::batch_put, "request"_a, "timeout_s"_a)
+      .def("batch_delete", &PyNode::batch_delete, "request"_a, "timeout_s"_a)
+      .def("batch_get_async", &PyNode::batch_get_async, "request"_a, "timeout_s"_a, "done"_a)
+      .def("batch_put_async", &PyNode::batch_put_async, "request"_a, "timeout_s"_a, "done"_a)
+      .def("batch_delete_async", &PyNode::batch_delete_async, "request"_a, "timeout_s"_a, "done"_a)
+      .def("take_fetch", &PyNode::take_fetch, "store"_a, "wait_s"_a)
+      .def("resize_domain", &PyNode::resize_domain, "namespace"_a, "domain"_a, "budget_bytes"_a)
+      .def("flush_namespace", &PyNode::flush_namespace, "namespace"_a)
+      .def("samples", [](const PyNode& node) { return node.collect().samples; })
+      .def("histograms", [](const PyNode& node) { return node.collect().histograms; })
+      .def("stop", &PyNode::stop);
+  py::register_exception_translator([](std::exception_ptr raised) {
+    try {
+      if (raised) std::rethrow_exception(raised);
+    } catch (const std::system_error& error) {
+      py::object os_error = py::reinterpret_borrow<py::object>(PyExc_OSError)(
+          error.code().value(), error.what());
+      PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(os_error.ptr())), os_error.ptr());
+    }
+  });
+  py::class_<PyServer>(module, "Server")
+      .def(py::init<py::object, std::vector<std::string>, std::uint64_t, bool>(), "node"_a,
+           "addresses"_a, py::kw_only(), "max_message_bytes"_a = 64 << 20, "reflection"_a = true)
+      .def_property_readonly("addresses", &PyServer::addresses)
+      .def("set_serving", &PyServer::set_serving, "serving"_a)
+      .def("drain", &PyServer::drain, "timeout_s"_a)
+      .def("stop", &PyServer::stop);
+  py::module_::import("atexit").attr("register")(
+      py::cpp_function([] {
+        py::gil_scoped_release release;
+        live_nodes().stop_all();
+      }));
+}

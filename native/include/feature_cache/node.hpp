@@ -1,0 +1,70 @@
+// A node: engine, single-flight table and store queues of one process, behind the request path.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "feature_cache/buffer.hpp"
+#include "feature_cache/config.hpp"
+#include "feature_cache/counters.hpp"
+#include "feature_cache/fetch.hpp"
+#include "feature_cache/types.hpp"
+
+namespace fc {
+
+// How a call ended; the numbers are gRPC's status codes.
+struct CallStatus {
+  enum Code : int {
+    Ok = 0,
+    InvalidArgument = 3,
+    NotFound = 5,
+    ResourceExhausted = 8,
+    Unavailable = 14,
+  };
+  int code = Ok;
+  std::string message;
+  bool ok() const noexcept { return code == Ok; }
+};
+
+// The bytes of a request and whatever keeps them alive.
+struct RequestBytes {
+  std::span<const std::uint8_t> bytes;
+  std::shared_ptr<const void> owner;
+};
+
+// A reply is a row of buffers to be sent one after the other.
+using ReplyDone = std::function<void(CallStatus, std::vector<Buffer>)>;
+
+class Engine;
+
+class Node {
+ public:
+  virtual ~Node() = default;
+
+  // Serves an encoded BatchGetRequest. `done` is called once: before this returns when nothing has
+  // to be fetched, else from a thread of the node, at the deadline at the latest. `timeout_ms` 0:
+  // no deadline, the namespaces' fetch timeouts bound the wait.
+  virtual void batch_get(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) = 0;
+  virtual CallStatus batch_put(RequestBytes request, std::vector<Buffer>& reply) = 0;
+  virtual CallStatus batch_delete(RequestBytes request, std::vector<Buffer>& reply) = 0;
+
+  // Misses for `store`, waiting for them; null when there are none within `wait_ms`, when the
+  // store's concurrency is used up, or after stop().
+  virtual std::shared_ptr<FetchBatch> take_fetch(std::string_view store, std::uint64_t wait_ms) = 0;
+  virtual bool has_store(std::string_view store) const noexcept = 0;
+
+  virtual Engine& engine() noexcept = 0;
+  virtual const NodeConfig& config() const noexcept = 0;
+  virtual void visit(CounterVisitor& visitor) const = 0;
+  // Answers what waits with TIMED_OUT and wakes every take_fetch. Idempotent.
+  virtual void stop() = 0;
+};
+
+std::unique_ptr<Node> make_node(const NodeConfig& config);
+
+}  // namespace fc

@@ -1,0 +1,240 @@
+// The data service on libgrpc++'s callback API. The batch methods are raw: they see the bytes of a
+// message and send ours, so that nothing is parsed or copied twice.
+
+#include <arpa/inet.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <malloc.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <system_error>
+
+#include "feature_cache/node.hpp"
+#include "feature_cache/server.hpp"
+#include "feature_cache/v1/feature_cache.grpc.pb.h"
+#include "server/get_stream.hpp"
+#include "server/grpc_bytes.hpp"
+
+namespace fc::server {
+namespace {
+
+namespace v1 = feature_cache::v1;
+constexpr const char* kServiceName = "feature_cache.v1.FeatureCache";
+constexpr const char* kUnixPrefix = "unix:";
+
+using RawService = v1::FeatureCache::WithRawCallbackMethod_BatchGet<
+    v1::FeatureCache::WithRawCallbackMethod_BatchPut<
+        v1::FeatureCache::WithRawCallbackMethod_BatchDelete<
+            v1::FeatureCache::WithRawCallbackMethod_BatchGetStream<
+                v1::FeatureCache::WithCallbackMethod_Get<v1::FeatureCache::Service>>>>>;
+
+class Service final : public RawService {
+ public:
+  explicit Service(Node& node) : node_(node) {}
+
+  grpc::ServerUnaryReactor* BatchGet(grpc::CallbackServerContext* context,
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    node_.batch_get(to_request(*request), timeout_ms(*context),
+                    [reactor, response](const CallStatus& status, std::vector<Buffer> pieces) {
+                      if (status.ok()) *response = to_message(std::move(pieces));
+                      reactor->Finish(to_status(status));
+                    });
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* BatchPut(grpc::CallbackServerContext* context,
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override {
+    std::vector<Buffer> pieces;
+    const CallStatus status = node_.batch_put(to_request(*request), pieces);
+    return finish_write(context, status, std::move(pieces), response);
+  }
+
+  grpc::ServerUnaryReactor* BatchDelete(grpc::CallbackServerContext* context,
+                                        const grpc::ByteBuffer* request,
+                                        grpc::ByteBuffer* response) override {
+    std::vector<Buffer> pieces;
+    const CallStatus status = node_.batch_delete(to_request(*request), pieces);
+    return finish_write(context, status, std::move(pieces), response);
+  }
+
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* BatchGetStream(
+      grpc::CallbackServerContext* context) override {
+    return start_get_stream(node_, context);
+  }
+
+  // For people: one key through the same path, by the generated messages.
+  grpc::ServerUnaryReactor* Get(grpc::CallbackServerContext* context, const v1::GetRequest* request,
+                                v1::GetResponse* response) override {
+    v1::BatchGetRequest batch;
+    batch.set_cache_only(request->cache_only());
+    v1::KeyColumn* column = batch.add_columns();
+    column->set_namespace_(request->namespace_());
+    switch (request->key_case()) {
+      case v1::GetRequest::kKeyId: column->add_ids(request->key_id()); break;
+      case v1::GetRequest::kKeyText: column->set_keys(request->key_text()); break;
+      default: column->set_keys(request->key_bytes()); break;
+    }
+    if (request->key_case() != v1::GetRequest::kKeyId) {
+      column->add_key_lengths(static_cast<std::uint32_t>(column->keys().size()));
+    }
+    auto bytes = std::make_shared<std::string>(batch.SerializeAsString());
+    RequestBytes raw;
+    raw.bytes = {reinterpret_cast<const std::uint8_t*>(bytes->data()), bytes->size()};
+    raw.owner = bytes;
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    node_.batch_get(std::move(raw), timeout_ms(*context),
+                    [reactor, response](const CallStatus& status, std::vector<Buffer> pieces) {
+                      if (status.ok()) fill(std::move(pieces), response);
+                      reactor->Finish(to_status(status));
+                    });
+    return reactor;
+  }
+
+ private:
+  static grpc::ServerUnaryReactor* finish_write(grpc::CallbackServerContext* context,
+                                                const CallStatus& status,
+                                                std::vector<Buffer> pieces,
+                                                grpc::ByteBuffer* response) {
+    if (status.ok()) *response = to_message(std::move(pieces));
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    reactor->Finish(to_status(status));
+    return reactor;
+  }
+  static void fill(std::vector<Buffer> pieces, v1::GetResponse* response) {
+    std::string whole;
+    for (const Buffer& piece : pieces) {
+      whole.append(reinterpret_cast<const char*>(piece.data()), piece.size());
+    }
+    v1::BatchGetResponse batch;
+    if (!batch.ParseFromString(whole) || batch.columns_size() != 1) return;
+    const v1::ValueColumn& column = batch.columns(0);
+    if (column.statuses().size() != 1) return;
+    response->set_status(static_cast<v1::CellStatus>(column.statuses()[0]));
+    response->set_value(column.values());
+  }
+
+  Node& node_;
+};
+
+[[noreturn]] void cannot_bind(int error, const std::string& address, const std::string& why) {
+  throw std::system_error(error, std::generic_category(), "cannot listen on " + address + ": " + why);
+}
+
+// gRPC removes a socket file that is in its way, also one that another daemon still serves.
+void refuse_served_socket(const std::string& address) {
+  const std::string path = address.substr(std::strlen(kUnixPrefix));
+  sockaddr_un where{};
+  where.sun_family = AF_UNIX;
+  if (path.empty() || path.size() >= sizeof(where.sun_path)) {
+    cannot_bind(ENAMETOOLONG, address, "a socket's path has 1 to 107 bytes");
+  }
+  std::memcpy(where.sun_path, path.data(), path.size());
+  const int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const bool served =
+      probe >= 0 && connect(probe, reinterpret_cast<sockaddr*>(&where), sizeof(where)) == 0;
+  if (probe >= 0) close(probe);
+  if (served) cannot_bind(EADDRINUSE, address, "another process serves there");
+}
+
+class GrpcDataServer final : public DataServer {
+ public:
+  GrpcDataServer(Node& node, const ServerConfig& config) : service_(node) {
+    keep_freed_memory();
+    static std::once_flag plugins;
+    std::call_once(plugins, [] { grpc::EnableDefaultHealthCheckService(true); });
+    if (config.reflection) {
+      static std::once_flag reflection;
+      std::call_once(reflection, [] { grpc::reflection::InitProtoReflectionServerBuilderPlugin(); });
+    }
+    grpc::ServerBuilder builder;
+    // Two daemons must not share a port by accident.
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 1 << 20);
+    const int limit = static_cast<int>(
+        std::min<std::uint64_t>(config.max_message_bytes, std::uint64_t{1} << 30));
+    builder.SetMaxReceiveMessageSize(limit);
+    builder.SetMaxSendMessageSize(-1);  // replies are bounded by the node
+    std::vector<int> ports(config.addresses.size());
+    for (std::size_t i = 0; i < config.addresses.size(); ++i) {
+      if (config.addresses[i].starts_with(kUnixPrefix)) refuse_served_socket(config.addresses[i]);
+      builder.AddListeningPort(config.addresses[i], grpc::InsecureServerCredentials(), &ports[i]);
+    }
+    builder.RegisterService(&service_);
+    server_ = builder.BuildAndStart();
+    for (std::size_t i = 0; i < config.addresses.size(); ++i) {
+      const std::string& address = config.addresses[i];
+      if (ports[i] == 0 || server_ == nullptr) {
+        if (ports[i] != 0) continue;
+        stop();
+        cannot_bind(EADDRINUSE, address, "the address is in use or not one of this machine's");
+      }
+      if (address.starts_with(kUnixPrefix)) {
+        // Who may use the socket is said by its group; others must not read features.
+        (void)chmod(address.c_str() + std::strlen(kUnixPrefix), 0660);
+        addresses_.push_back(address);
+      } else {
+        addresses_.push_back(address.substr(0, address.rfind(':') + 1) + std::to_string(ports[i]));
+      }
+    }
+    if (server_ == nullptr) cannot_bind(EADDRINUSE, "any address", "the server did not start");
+    set_serving(false);
+  }
+  ~GrpcDataServer() override { stop(); }
+
+  const std::vector<std::string>& addresses() const noexcept override { return addresses_; }
+
+  void set_serving(bool serving) override {
+    grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
+    if (health == nullptr) return;
+    health->SetServingStatus(serving);
+    health->SetServingStatus(kServiceName, serving);
+  }
+
+  bool drain(double timeout_seconds) override {
+    const std::lock_guard lock(stop_mutex_);
+    if (stopped_ || server_ == nullptr) return true;
+    stopped_ = true;
+    const auto timeout = std::chrono::duration_cast<std::chrono::microseconds>(
+        std::chrono::duration<double>(timeout_seconds));
+    const auto start = std::chrono::steady_clock::now();
+    server_->Shutdown(std::chrono::system_clock::now() + timeout);
+    return std::chrono::steady_clock::now() - start < timeout;
+  }
+
+  void stop() override { drain(0); }
+
+ private:
+  // Replies of some hundred kilobytes come and go: glibc shall not give their memory back to the
+  // kernel and fault it in anew for each (about 35 µs a call of a thousand keys).
+  static void keep_freed_memory() {
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 64 << 20);
+  }
+
+  Service service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::vector<std::string> addresses_;
+  std::mutex stop_mutex_;
+  bool stopped_ = false;  // guarded by stop_mutex_
+};
+
+}  // namespace
+}  // namespace fc::server
+
+namespace fc {
+
+std::unique_ptr<DataServer> make_server(Node& node, const ServerConfig& config) {
+  return std::make_unique<server::GrpcDataServer>(node, config);
+}
+
+}  // namespace fc

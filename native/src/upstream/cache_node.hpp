@@ -1,0 +1,99 @@
+// The node: decode → engine → single flight → store queues → encode.
+//
+// A BatchGet that is answered by the engine ends in the caller's thread. Absent keys join flights;
+// a flight that was started looks into the engine once more before it is queued (an older flight of
+// the same key may have ended in between), so concurrent misses of a key cost one fetch.
+#pragma once
+
+#include <atomic>
+#include <unordered_map>
+
+#include "core/clock.hpp"
+#include "feature_cache/engine.hpp"
+#include "feature_cache/node.hpp"
+#include "upstream/deadlines.hpp"
+#include "upstream/flight.hpp"
+#include "upstream/pending_get.hpp"
+#include "upstream/store_queue.hpp"
+
+namespace fc {
+
+class CacheNode final : public Node {
+ public:
+  explicit CacheNode(const NodeConfig& config);
+  ~CacheNode() override;
+
+  void batch_get(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) override;
+  CallStatus batch_put(RequestBytes request, std::vector<Buffer>& reply) override;
+  CallStatus batch_delete(RequestBytes request, std::vector<Buffer>& reply) override;
+  std::shared_ptr<FetchBatch> take_fetch(std::string_view store, std::uint64_t wait_ms) override;
+  bool has_store(std::string_view store) const noexcept override {
+    return by_name_.contains(std::string(store));
+  }
+  Engine& engine() noexcept override { return *engine_; }
+  const NodeConfig& config() const noexcept override { return config_; }
+  void visit(CounterVisitor& visitor) const override;
+  void stop() override;
+
+ private:
+  struct NamespaceLink {
+    std::string name;
+    std::uint64_t seed = 0;
+    StoreQueue* store = nullptr;
+    bool negative_cached = false;
+    std::uint64_t fetch_timeout_ms = 0;
+    std::array<Counter, kCellStatusCount> cells;
+  };
+
+  CallStatus resolve(const wire::KeyColumn& column, NamespaceIndex& ns, DomainIndex& domain) const;
+  void look_up(PendingGet& get, std::vector<std::vector<Absent>>& absent,
+               std::vector<std::vector<Absent>>& refresh);
+  // Asks the stores for what is absent; returns how many cells will be answered.
+  std::size_t ask_stores(const std::shared_ptr<PendingGet>& get,
+                         const std::vector<DomainIndex>& hints,
+                         const std::vector<std::vector<Absent>>& absent);
+  void drop_already_cached(NamespaceIndex ns, std::vector<FlightRef>& flights);
+  void refresh_ahead(NamespaceIndex ns, const std::vector<std::string_view>& keys,
+                     const std::vector<Absent>& hot);
+  void deliver(std::vector<FlightRef>& flights, FetchAnswer* answer, CellStatus status);
+  void install(const std::vector<FlightRef>& flights, std::size_t begin, std::size_t end,
+               const FetchAnswer& answer, const Buffer& bytes);
+  void end_flight(const FlightRef& flight, CellStatus status, const SharedValue& value);
+  void count(const PendingGet& get);
+  bool take_refresh_budget();
+
+  const NodeConfig config_;
+  const wire::Limits limits_;
+  const BootClock clock_;
+  const std::unique_ptr<Engine> engine_;
+  FlightTable flights_;
+  std::vector<std::shared_ptr<StoreQueue>> stores_;         // fixed after construction
+  std::unordered_map<std::string, StoreQueue*> by_name_;    // fixed after construction
+  std::vector<std::unique_ptr<NamespaceLink>> namespaces_;  // fixed after construction
+
+  std::atomic<bool> stopped_{false};
+  std::atomic<std::uint32_t> pending_{0};
+  std::mutex pending_mutex_;
+  std::unordered_map<PendingGet*, std::weak_ptr<PendingGet>> pending_gets_;  // by pending_mutex_
+
+  std::mutex refresh_mutex_;
+  double refresh_tokens_ = 0;          // guarded by refresh_mutex_
+  std::uint64_t refresh_filled_ns_ = 0;  // guarded by refresh_mutex_
+
+  Counter requests_get_;
+  Counter requests_put_;
+  Counter requests_delete_;
+  Counter refused_;
+  Counter refreshes_;
+  Counter refreshes_denied_;
+  Counter install_void_;
+  Counter install_rejected_;
+  LatencyHistogram get_seconds_;
+  LatencyHistogram engine_seconds_;
+  LatencyHistogram wait_seconds_;
+  LatencyHistogram put_seconds_;
+
+  std::unique_ptr<Deadlines> deadlines_;  // last: its thread uses the rest
+};
+
+}  // namespace fc

@@ -1,0 +1,51 @@
+#include "upstream/flight.hpp"
+
+namespace fc {
+
+FlightTable::Joined FlightTable::join(NamespaceIndex ns, std::string_view key, std::uint64_t hash,
+                                      Token token, const Waiter* waiter, FlightRef& flight) {
+  Shard& shard = shard_of(hash);
+  const std::lock_guard lock(shard.mutex);
+  const auto found = shard.flights.find(KeyOf{ns, key, hash});
+  if (found != shard.flights.end()) {
+    if (found->second->token == token) {
+      flight = found->second;
+      if (waiter != nullptr) flight->waiters.push_back(*waiter);
+      joined.add();
+      return Joined::Existing;
+    }
+    // Older than a write that this get has seen: its waiters still get its answer, nobody joins.
+    shard.flights.erase(found);
+  }
+  flight = std::make_shared<Flight>();
+  flight->ns = ns;
+  flight->key.assign(key);
+  flight->hash = hash;
+  flight->token = token;
+  if (waiter != nullptr) flight->waiters.push_back(*waiter);
+  shard.flights.emplace(KeyOf{ns, flight->key, hash}, flight);
+  started.add();
+  return Joined::Started;
+}
+
+bool FlightTable::end(const FlightRef& flight, std::vector<Waiter>& waiters) {
+  Shard& shard = shard_of(flight->hash);
+  const std::lock_guard lock(shard.mutex);
+  if (flight->ended) return false;
+  flight->ended = true;
+  const auto found = shard.flights.find(KeyOf{flight->ns, flight->key, flight->hash});
+  if (found != shard.flights.end() && found->second == flight) shard.flights.erase(found);
+  waiters = std::move(flight->waiters);
+  return true;
+}
+
+std::size_t FlightTable::size() const noexcept {
+  std::size_t sum = 0;
+  for (const Shard& shard : shards_) {
+    const std::lock_guard lock(shard.mutex);
+    sum += shard.flights.size();
+  }
+  return sum;
+}
+
+}  // namespace fc

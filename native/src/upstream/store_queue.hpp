@@ -1,0 +1,69 @@
+// The bridge to one feature store: misses wait here until a fetch loop takes all of them.
+//
+// Live misses go before speculative ones, those before background ones. At most `concurrency`
+// batches are out; a batch that is not answered by its timeout is abandoned: its keys are answered
+// TIMED_OUT, what it brings later is discarded, and it goes on holding its slot until the call
+// returns, so that a hung store cannot be piled up on.
+#pragma once
+
+#include <array>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core/clock.hpp"
+#include "core/counter.hpp"
+#include "feature_cache/config.hpp"
+#include "upstream/flight.hpp"
+
+namespace fc {
+
+class StoreQueue : public std::enable_shared_from_this<StoreQueue> {
+ public:
+  // What the node does with answers. `answer` null: every flight ends with `status`.
+  using Deliver = std::function<void(std::vector<FlightRef>& flights, FetchAnswer* answer,
+                                     CellStatus status)>;
+  using NamespaceName = std::function<std::string_view(NamespaceIndex)>;
+
+  StoreQueue(const StoreConfig& config, NamespaceName name_of, Deliver deliver);
+
+  const StoreConfig& config() const noexcept { return config_; }
+  // Takes the flights that fit; the rest stay in `flights` for the caller to answer THROTTLED.
+  void push(FetchPriority priority, std::vector<FlightRef>& flights);
+  std::shared_ptr<FetchBatch> take(std::uint64_t wait_ms);
+  // Abandons batches that are out for longer than the timeout.
+  void expire(std::uint64_t now_ns);
+  // Ends everything that waits or is out with TIMED_OUT; take() returns null from now on.
+  void stop();
+  void visit(CounterVisitor& visitor) const;
+
+ private:
+  class Batch;
+  friend class Batch;
+
+  void returned(Batch& batch);
+
+  const StoreConfig config_;
+  const NamespaceName name_of_;
+  const Deliver deliver_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable filled_;
+  std::array<std::deque<FlightRef>, kFetchPriorities> waiting_;  // guarded by mutex_
+  std::size_t waiting_keys_ = 0;                                 // guarded by mutex_
+  std::vector<Batch*> out_;                                      // guarded by mutex_
+  bool stopped_ = false;                                         // guarded by mutex_
+
+  Counter batches_;
+  Counter keys_;
+  Counter throttled_;
+  Counter abandoned_;
+  Counter late_;
+  LatencyHistogram call_seconds_;
+};
+
+}  // namespace fc
