@@ -153,8 +153,8 @@ def test_stats_are_the_nodes_counters(daemon: Daemon, stub: admin_pb2_grpc.Admin
 def test_resize_changes_the_budget_while_serving(
     daemon: Daemon, stub: admin_pb2_grpc.AdminStub
 ) -> None:
-    daemon.put(20_000)
-    before = daemon.get(0, 20_000)
+    daemon.put(15_000)
+    before = daemon.get(0, 15_000)
     request = admin_pb2.ResizeDomainRequest(
         namespace="pin_text", domain="long_lasting", budget_bytes=BUDGET_BYTES // 4
     )
@@ -163,7 +163,7 @@ def test_resize_changes_the_budget_while_serving(
     domain = stub.GetStats(admin_pb2.GetStatsRequest(), timeout=5).namespaces[0].domains[0]
     assert domain.budget_bytes == BUDGET_BYTES // 4
     assert domain.used_bytes <= BUDGET_BYTES // 4
-    assert 0 < daemon.get(0, 20_000) < before
+    assert 0 < daemon.get(0, 15_000) < before
 
 
 @pytest.mark.parametrize(

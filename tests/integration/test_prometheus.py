@@ -103,6 +103,7 @@ class Traffic:
                     keys = np.concatenate([np.arange(300), cold]).astype(np.int64)
                     domain = "ephemeral" if random.random() < 0.3 else "long_lasting"
                     client.batch_get({"pin_text": keys, "user": keys}, domains={"pin_text": domain})
+                    client.batch_put({"user": ([b"session"], [b"v"])})
         except Exception as error:
             self.failure = error
 
