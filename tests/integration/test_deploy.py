@@ -227,16 +227,14 @@ def shared_libraries() -> Iterator[str]:
 
 def test_the_image_has_the_libraries_of_the_extension() -> None:
     """Each library belongs to a package of the final stage, or to one that it depends on."""
-    wanted = set()
-    for library in shared_libraries():
-        # dpkg knows files by the path they were packed with, before /lib moved into /usr.
-        real = Path(library).resolve()
-        paths = {str(real), str(real).removeprefix("/usr"), library}
-        owners = [run("dpkg", "-S", path).stdout.partition(":")[0] for path in sorted(paths)]
-        owner = next((name for name in owners if name), None)
-        assert owner is not None, f"no package has {library}"
-        wanted.add(owner)
-    assert wanted
+    libraries = sorted(set(shared_libraries()))
+    assert libraries
+    # dpkg knows files by the path they were packed with, before /lib moved into /usr.
+    paths = {path: path.removeprefix("/usr") for path in map(os.path.realpath, libraries)}
+    lines = run("dpkg", "-S", *paths, *paths.values()).stdout.splitlines()
+    owners = {path: package for package, _, path in (line.partition(": ") for line in lines)}
+    assert not [path for path, old in paths.items() if not owners.keys() & {path, old}]
+    wanted = {package.partition(":")[0] for package in owners.values()}
     closure = run(
         *("apt-cache", "depends", "--recurse", "--no-recommends", "--no-suggests"),
         *("--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances"),
