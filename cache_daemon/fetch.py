@@ -65,6 +65,7 @@ class FetchLoop:
             self._take_and_answer()
 
     def _take_and_answer(self) -> None:
+        batch = None
         try:
             batch = self._source.take_fetch(self.name, _WAIT_S)
             if batch is not None:
@@ -74,6 +75,11 @@ class FetchLoop:
             # other batches; the pause keeps a lasting fault from taking a whole core.
             _log.exception("store %s: the fetch loop failed", self.name)
             self._stopping.wait(_PAUSE_AFTER_FAULT_S)
+        finally:
+            # The batch holds its slot while it exists. What keeps a store's exception (a log
+            # handler, a reference cycle until it is collected) keeps these frames by its
+            # traceback, but so not the batch.
+            batch = None
 
     def _answer(self, batch: FetchBatch) -> None:
         try:
@@ -93,6 +99,8 @@ class FetchLoop:
             self._complaints.add(error, trace=True)
         else:
             self._complete(batch, values)
+        finally:
+            del batch  # see _take_and_answer
 
     def _complete(self, batch: FetchBatch, values: object) -> None:
         try:
@@ -100,6 +108,8 @@ class FetchLoop:
         except Exception as error:
             batch.fail("error")
             self._complaints.add(error, trace=True)
+        finally:
+            del batch  # see _take_and_answer
 
 
 class _Complaints:

@@ -212,6 +212,7 @@ class GuardedStore:
         # The first attempt is replayed to tenacity as the error that it was: its machinery costs
         # 25 µs a call, which calls that succeed at once need not pay.
         first: list[StoreUnavailable] = [error]
+        del error  # its traceback holds this frame: a cycle, and the batch's keys with it
 
         def attempt(groups: Groups, deadline: float) -> Values:
             if first:
