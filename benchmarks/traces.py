@@ -78,14 +78,14 @@ def zipf(exponent: float, *, keys: int, requests: int) -> Trace:
 def movielens(*, requests: int) -> Trace:
     """The keys that the demo's ranking requests ask for, `requests` of them over all the years."""
     data = dataset.load()
-    tables = features.build(data)
     stride = -(-len(data.items) // requests)
     # One key space for the trace: each namespace takes its own range of ids.
     columns = [
-        (0, KEY_BYTES + tables.item_embedding[0].nbytes),
-        (1, KEY_BYTES + tables.item_stats[0].nbytes),
+        (0, KEY_BYTES + 4 * features.EMBEDDING_DIM),
+        (1, KEY_BYTES + 4 * features.STATS_DIM),
     ]
-    user_sizes = [KEY_BYTES + len(value) for value in tables.user_sequence]
+    interactions = np.bincount(data.users, minlength=len(data.user_ids))
+    user_sizes = [KEY_BYTES + features.sequence_bytes(int(count)) for count in interactions]
     items = len(data.item_ids)
     ids: list[npt.NDArray[np.int64]] = []
     sizes: list[npt.NDArray[np.uint32]] = []

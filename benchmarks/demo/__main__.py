@@ -24,6 +24,7 @@ from benchmarks.demo.replay import NAMESPACES, Replay
 from benchmarks.demo.server import DaemonError, DaemonProcess, derive_config, routing_rules
 from benchmarks.demo.summary import Outcome, as_dict, summary_table
 from benchmarks.demo.view import View
+from cache_daemon.cachectl_admin import DaemonUnreachable, RequestRefused
 from cache_daemon.client import Client, FeatureCacheError
 from cache_daemon.stores.lmdb import LmdbOptions, LmdbStore
 
@@ -33,15 +34,12 @@ _SEED = 20_160_101
 _WORKERS = 4
 _POLL_S = 0.25
 _STORE_SAMPLE = 200  # keys a namespace that are compared with the store at the end
-# The first part of the requests meets an empty cache; the last is the steady state.
-_COLD_PART = (0.0, 0.02)
-_WARM_PART = (0.75, 1.0)
-_CLIMB_MIN = 0.05
+_CLIMB_MIN = 0.1
 
 
 def main(
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="how long to replay")] = 50.0,
-    stride: Annotated[int, typer.Option(min=1, help="replay every n-th interaction")] = 2,
+    stride: Annotated[int, typer.Option(min=1, help="replay every n-th interaction")] = 5,
     config: Annotated[Path, typer.Option(help="the config to derive the daemon's from")] = _CONFIG,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
@@ -50,18 +48,18 @@ def main(
     with tempfile.TemporaryDirectory(prefix="feature-cache-demo-") as folder:
         try:
             outcome = _run(console, Path(folder), config, seconds, stride)
-        except (OSError, ValueError) as error:
-            console.print(f"[red]{error}[/]", soft_wrap=True)
-            raise typer.Exit(2) from error
-        except DaemonError as error:
-            console.print(f"[red]{error}[/]", soft_wrap=True)
+        except (DaemonError, DaemonUnreachable, RequestRefused) as error:
+            console.print(str(error), style="red", markup=False, soft_wrap=True)
             raise typer.Exit(1) from error
+        except (OSError, ValueError) as error:
+            console.print(str(error), style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from error
     if as_json:
         print(json.dumps(as_dict(outcome)))
     else:
         console.print(summary_table(outcome))
     for problem in outcome.problems:
-        console.print(f"[bold red]failed:[/] {problem}", soft_wrap=True)
+        console.print(f"failed: {problem}", style="bold red", markup=False, soft_wrap=True)
     if outcome.problems:
         raise typer.Exit(1)
 
@@ -80,10 +78,11 @@ def _run(console: Console, folder: Path, config: Path, seconds: float, stride: i
     console.print(
         f"feature store: LMDB, {count:,} values, {tables.total_bytes / (1 << 20):.1f} MiB, "
         f"{delay.get('min', '0')} to {delay.get('max', '0')} away; the cache has "
-        f"{memory_bytes / (1 << 20):.1f} MiB in all"
+        f"{memory_bytes / (1 << 20):.1f} MiB in all",
+        soft_wrap=True,
     )
     for line in routing_rules(settings):
-        console.print(f"  {line}", soft_wrap=True)
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     with DaemonProcess(settings, folder) as daemon:
 
         def connect() -> Client:
@@ -105,7 +104,7 @@ def _run(console: Console, folder: Path, config: Path, seconds: float, stride: i
         daemon.stop()
     checked = progress.checked_values + _STORE_SAMPLE * len(NAMESPACES)
     p50, p99 = replay.latency_quantiles_s()
-    cold, warm = replay.hit_ratio_of(*_COLD_PART), replay.hit_ratio_of(*_WARM_PART)
+    cold, warm = replay.cold_and_warm_hit_ratio()
     if warm < cold + _CLIMB_MIN:
         problems.append(f"the hit ratio did not climb: {cold:.1%} at first, {warm:.1%} at last")
     return Outcome(

@@ -32,8 +32,11 @@ class DaemonStats:
         return int(self._samples[_STORE_KEYS])
 
     def reads_saved(self, keys_asked: int) -> int:
-        """How many of `keys_asked` never reached a store."""
-        return keys_asked - self.store_keys
+        """How many of `keys_asked` never reached a store.
+
+        Keys of requests that are on their way may be counted as read already, but not as asked.
+        """
+        return max(0, keys_asked - self.store_keys)
 
     def hits(self, namespace: str) -> int:
         found = self._namespaces.get(namespace)

@@ -29,6 +29,7 @@ __all__ = [
     "FeatureTables",
     "build",
     "key_of",
+    "sequence_bytes",
     "write_store",
 ]
 
@@ -86,6 +87,11 @@ class FeatureTables:
 def key_of(entity_id: int) -> bytes:
     """The store's key of a film or user: its id as eight little-endian bytes."""
     return int(entity_id).to_bytes(8, "little")
+
+
+def sequence_bytes(interactions: int) -> int:
+    """Bytes of the `user_sequence` of a user with so many interactions."""
+    return 4 * (EMBEDDING_DIM + _USER_COUNTERS) + interactions * EVENT_DTYPE.itemsize
 
 
 def build(dataset: Dataset) -> FeatureTables:

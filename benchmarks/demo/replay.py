@@ -1,5 +1,6 @@
 """Replays ranking requests against a daemon, with a few clients at a time, and keeps count."""
 
+import math
 import random
 import threading
 import time
@@ -29,7 +30,14 @@ NAMESPACES = (ITEM_EMBEDDING, ITEM_STATS, USER_SEQUENCE)
 
 _TIMEOUT_S = 2.0  # far above what a request takes; whatever needs longer is a failure to report
 _FAILURES_KEPT = 10
-_WINDOW_REQUESTS = 500  # the live figures are of so many requests
+_WINDOW_REQUESTS = 200  # the live figures are of so many requests
+_COLD_REQUESTS = 10  # so few meet an empty cache: a request asks for a sixth of what fits
+# Traffic is switched over gradually, as to any node that joins: it grows exponentially over the
+# first part of the time, from a few requests a second to as many as the clients can send.
+_RAMP_SHARE = 0.2
+_RAMP_FIRST_RATE = 4.0
+_RAMP_FOLDS = 5.0  # e-folds
+_PACE_POLL_S = 0.005
 _CHECK_EVERY = 10  # requests of which some values are compared, byte by byte
 _CHECKED_ITEMS = 4
 _HITS = np.array([Status.HIT_DRAM, Status.HIT_NVM], np.uint8)
@@ -53,7 +61,7 @@ class _Served:
 
 @dataclass(frozen=True)
 class Progress:
-    """A reading of the replay. Ratios are hits per key asked, 0 to 1; `recent` covers the last 500
+    """A reading of the replay. Ratios are hits per key asked, 0 to 1; `recent` covers the last 200
     requests; latencies are seconds of a whole request as the client sees it.
     """
 
@@ -70,6 +78,8 @@ class Progress:
     checked_values: int
     failures: tuple[str, ...]
     failure_count: int
+
+    recent_overall_hit_ratio: float
 
     @property
     def overall_hit_ratio(self) -> float:
@@ -108,6 +118,7 @@ class Replay:
     ) -> None:
         self._requests = requests
         self._requests_lock = threading.Lock()
+        self._sent = 0  # guarded by _requests_lock
         self._dataset = dataset
         self._tables = tables
         self._connect = connect
@@ -177,6 +188,10 @@ class Replay:
             checked_values=checked,
             failures=failures,
             failure_count=failure_count,
+            recent_overall_hit_ratio=_ratio(
+                sum(served.hits(name) for served in window for name in NAMESPACES),
+                sum(served.keys(name) for served in window for name in NAMESPACES),
+            ),
         )
 
     def latency_quantiles_s(self) -> tuple[float, float]:
@@ -184,15 +199,18 @@ class Replay:
         with self._counts_lock:
             return _quantiles([served.latency_s for served in self._counts.served])
 
-    def hit_ratio_of(self, first: float, last: float) -> float:
-        """The hit ratio over a part of the replay: 0 to 0.1 is the first tenth of its requests."""
+    def cold_and_warm_hit_ratio(self) -> tuple[float, float]:
+        """The hit ratios of the first ten requests, and of the last quarter of all requests."""
         with self._counts_lock:
             served = list(self._counts.served)
-        part = served[int(first * len(served)) : max(1, int(last * len(served)))]
-        return _ratio(
-            sum(one.hits(name) for one in part for name in NAMESPACES),
-            sum(one.keys(name) for one in part for name in NAMESPACES),
+        cold, warm = (
+            _ratio(
+                sum(one.hits(name) for one in part for name in NAMESPACES),
+                sum(one.keys(name) for one in part for name in NAMESPACES),
+            )
+            for part in (served[:_COLD_REQUESTS], served[3 * len(served) // 4 :])
         )
+        return cold, warm
 
     def _work(self, worker: int) -> None:
         # Seeded by worker: the values that are checked differ, the run can be repeated.
@@ -200,13 +218,27 @@ class Replay:
         with self._connect() as client:
             while not self._stopped.is_set() and time.monotonic() < self._deadline_s:
                 with self._requests_lock:
-                    request = next(self._requests, None)
+                    due = self._sent < self._due()
+                    request = next(self._requests, None) if due else None
+                    self._sent += request is not None
+                if not due:
+                    time.sleep(_PACE_POLL_S)
+                    continue
                 if request is None:
                     return
                 try:
                     self._serve(client, request, sampler)
                 except FeatureCacheError as error:
                     self._fail(f"request {request.number}: {type(error).__name__}: {error}")
+
+    def _due(self) -> float:
+        """How many requests the ramp allows by now."""
+        elapsed = time.monotonic() - self._started_s
+        ramp = _RAMP_SHARE * (self._deadline_s - self._started_s)
+        if elapsed >= ramp:
+            return math.inf
+        fold = ramp / _RAMP_FOLDS
+        return 1 + _RAMP_FIRST_RATE * fold * math.expm1(elapsed / fold)
 
     def _serve(self, client: Client, request: RankingRequest, sampler: random.Random) -> None:
         items = self._dataset.item_ids[request.items].astype(np.uint64)

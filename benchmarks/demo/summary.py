@@ -84,7 +84,7 @@ def summary_table(outcome: Outcome) -> Table:
         "memory": f"{outcome.memory_bytes / (1 << 20):.1f} MiB of cache for "
         f"{outcome.data_bytes / (1 << 20):.1f} MiB of features",
         "values checked": f"{outcome.checked_values:,}",
-        "failures": str(progress.failure_count + len(outcome.problems)),
+        "failures": str(max(progress.failure_count, len(outcome.problems))),
     }
     for name, value in rows.items():
         table.add_row(name, value)

@@ -17,15 +17,17 @@ from benchmarks.demo.replay import Progress
 
 __all__ = ["View"]
 
-_LINE_EVERY_S = 5.0
+_LINE_EVERY_S = 2.5
 _REFRESH_PER_SECOND = 4
 _BAR_WIDTH = 10
+_LEVELS = "▁▂▃▄▅▆▇█"
+_HISTORY_POINTS = 50
 
 
 class View:
     """A context manager; `update` may be called as often as one likes.
 
-    On a terminal one frame is drawn over and over; elsewhere a line is printed every 5 s.
+    On a terminal one frame is drawn over and over; elsewhere a line is printed every 2.5 s.
     """
 
     def __init__(self, console: Console, times: Sequence[int], seconds_max: float) -> None:
@@ -34,6 +36,7 @@ class View:
         self._times = times
         self._seconds_max = seconds_max
         self._last_line_s = 0.0
+        self._history: list[float] = []  # hit ratios, one for each share of the time
         self._live = (
             Live(console=console, refresh_per_second=_REFRESH_PER_SECOND)
             if console.is_terminal
@@ -56,11 +59,16 @@ class View:
 
     def update(self, progress: Progress, stats: DaemonStats, *, last: bool = False) -> None:
         """Shows a reading; `last` shows it even if a line was printed just before."""
+        self._remember(progress)
         if self._live:
             self._live.update(self._frame(progress, stats))
         elif last or time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = time.monotonic()
             self._console.print(self._line(progress, stats), highlight=False, soft_wrap=True)
+
+    def _remember(self, progress: Progress) -> None:
+        if progress.requests and len(self._history) < self._share_done(progress) * _HISTORY_POINTS:
+            self._history.append(progress.recent_overall_hit_ratio)
 
     def _share_done(self, progress: Progress) -> float:
         """By the clock or by the data, whichever ends the replay first."""
@@ -108,7 +116,15 @@ class View:
                 else "all right"
             )
         )
-        parts: list[RenderableType] = [head, figures, self._namespaces(progress, stats), saved]
+        levels = [_LEVELS[min(7, int(8 * ratio))] for ratio in self._history]
+        climb = Text.from_markup(f"hit ratio over time  [bold]{''.join(levels)}[/]")
+        parts: list[RenderableType] = [
+            head,
+            figures,
+            climb,
+            self._namespaces(progress, stats),
+            saved,
+        ]
         return Panel(Group(*parts), title="feature cache: MovieLens ranking requests", expand=False)
 
     def _namespaces(self, progress: Progress, stats: DaemonStats) -> Table:

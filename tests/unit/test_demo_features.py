@@ -79,6 +79,7 @@ def test_a_user_sequence_holds_every_interaction_in_order(
     mine = np.flatnonzero(data.users == user)
     assert events["item_id"].tolist() == data.item_ids[data.items[mine]].tolist()
     assert (np.diff(events["time"]) >= 0).all()
+    assert len(value) == features.sequence_bytes(len(mine))
     assert len(value) > 200_000, "the longest sequence is meant to be long"
 
 
