@@ -6,11 +6,13 @@ what lies between.
 
 import logging
 import queue
+import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from types import FrameType
@@ -130,23 +132,37 @@ Event = StopSignal | DrainRequest | Drained
 class Inbox:
     """What the daemon's main thread waits for.
 
-    A SimpleQueue, because its `put` may be called from a signal handler at any point, which is not
-    true of anything that takes a lock.
+    The kernel may hand a signal to any thread. Python then runs the handler in the main thread, but
+    does not wake it, so the main thread waits on a socket that the C-level handler writes to
+    (`signal.set_wakeup_fd`). Events themselves are in a SimpleQueue, the one queue whose `put` may
+    be called from a handler at any point, since it takes no lock.
     """
 
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._wake, self._waker = socket.socketpair()
+        self._wake.setblocking(False)
+        self._waker.setblocking(False)
 
     def put(self, event: Event) -> None:
         """From any thread or signal handler."""
         self._events.put(event)
+        with suppress(BlockingIOError):  # full: a wake-up is under way already
+            self._waker.send(b"\0")
 
     def get(self, timeout_s: float | None) -> Event | None:
         """The next event; None when none came in time. None as timeout waits for ever."""
-        try:
-            return self._events.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            # The bytes first: one that comes after them is for an event that we may not have seen.
+            with suppress(BlockingIOError):
+                self._wake.recv(4096)
+            with suppress(queue.Empty):
+                return self._events.get_nowait()
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return None
+            select.select([self._wake], [], [], left)
 
     def release_signals(self) -> None:
         """Gives SIGTERM and SIGINT back to the kernel's default: the next one kills."""
@@ -160,9 +176,11 @@ class Inbox:
         def deliver(number: int, _frame: FrameType | None) -> None:
             self.put(StopSignal(signal.Signals(number).name))
 
-        old = {number: signal.signal(number, deliver) for number in (signal.SIGTERM, signal.SIGINT)}
+        old = {number: signal.signal(number, deliver) for number in _SIGNALS}
+        old_fd = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(old_fd)
             for number, handler in old.items():
                 signal.signal(number, handler)

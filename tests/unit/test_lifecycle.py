@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,22 @@ def test_a_signal_wakes_a_main_thread_that_waits_for_ever() -> None:
         timer = threading.Timer(0.05, signal.pthread_kill, [main, signal.SIGTERM])
         timer.start()
         assert inbox.get(None) == StopSignal("SIGTERM")
+
+
+def test_a_signal_that_another_thread_takes_wakes_the_main_thread() -> None:
+    inbox = Inbox()
+    with inbox.signals():
+
+        def take_it() -> None:
+            time.sleep(0.05)  # so that the main thread waits; if not, the test is only weaker
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+        thread = threading.Thread(target=take_it)
+        thread.start()
+        started = time.monotonic()
+        assert inbox.get(20) == StopSignal("SIGTERM")
+        assert time.monotonic() - started < 10
+        thread.join()
 
 
 def test_released_signals_are_the_kernels_again() -> None:
