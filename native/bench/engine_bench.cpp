@@ -177,7 +177,7 @@ Rate measure(const std::vector<Key>& stream, double seconds, F&& answer) {
   std::uint64_t done = 0;
   std::uint64_t hits = 0;
   std::uint64_t elapsed = 0;
-  for (std::size_t at = 0; elapsed < limit; at = at + 2 * kBatch > stream.size() ? 0 : at + kBatch) {
+  for (std::size_t at = 0; elapsed<limit; at = at + 2 * kBatch> stream.size() ? 0 : at + kBatch) {
     hits += answer(&stream[at]);
     done += kBatch;
     elapsed = monotonic_ns() - start;

@@ -27,7 +27,8 @@ class PlainMap {
     mapping_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping_ == MAP_FAILED) throw std::bad_alloc();
-    const auto base = (reinterpret_cast<std::uint64_t>(mapping_) + kHugePage - 1) & ~(kHugePage - 1);
+    const auto base =
+        (reinterpret_cast<std::uint64_t>(mapping_) + kHugePage - 1) & ~(kHugePage - 1);
     data_ = reinterpret_cast<std::uint8_t*>(base);
     (void)madvise(data_, bytes_ - kHugePage, MADV_HUGEPAGE);
   }

@@ -9,7 +9,9 @@ using namespace py::literals;
 namespace {
 
 // The policy is an enum inside and its name outside.
-std::string policy_of(const fc::DomainConfig& domain) { return fc::policy_name(domain.policy); }
+std::string policy_of(const fc::DomainConfig& domain) {
+  return fc::policy_name(domain.policy);
+}
 void set_policy(fc::DomainConfig& domain, const std::string& name) {
   domain.policy = fc::parse_policy(name);
 }
@@ -95,7 +97,7 @@ void bind_store(py::module_& module) {
 }
 
 template <class T, class Class>
-void engine_field(Class& bound, const char* name, T fc::EngineConfig::* field) {
+void engine_field(Class& bound, const char* name, T fc::EngineConfig::*field) {
   bound.def_property(
       name, [field](const fc::NodeConfig& config) { return config.engine.*field; },
       [field](fc::NodeConfig& config, T value) { config.engine.*field = std::move(value); });

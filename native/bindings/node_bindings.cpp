@@ -24,7 +24,8 @@ namespace {
 
 constexpr int kInternal = 13;  // grpc.StatusCode.INTERNAL
 
-// ---- counters ------------------------------------------------------------------------------------
+// ---- counters
+// ------------------------------------------------------------------------------------
 
 struct SampleView {
   std::string name;
@@ -56,7 +57,9 @@ class Collector final : public CounterVisitor {
   void histogram(std::string_view name, std::string_view help, Labels labels,
                  std::span<const double> bounds, std::span<const std::uint64_t> counts,
                  double sum) override {
-    histograms.push_back({std::string(name), std::string(help), to_map(labels),
+    histograms.push_back({std::string(name),
+                          std::string(help),
+                          to_map(labels),
                           {bounds.begin(), bounds.end()},
                           {counts.begin(), counts.end()},
                           sum});
@@ -73,7 +76,8 @@ class Collector final : public CounterVisitor {
   }
 };
 
-// ---- fetch batches -------------------------------------------------------------------------------
+// ---- fetch batches
+// -------------------------------------------------------------------------------
 
 struct HintedValue {
   py::object value;  // bytes or None
@@ -133,9 +137,8 @@ class PyFetchBatch {
     const auto outer_size = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(outer.ptr()));
     const std::vector<FetchBatch::Group>& wanted = batch_->groups();
     for (std::size_t g = 0; g < wanted.size() && g < outer_size; ++g) {
-      const py::object group = to_fast_sequence(
-          py::reinterpret_borrow<py::object>(
-              PySequence_Fast_GET_ITEM(outer.ptr(), static_cast<Py_ssize_t>(g))));
+      const py::object group = to_fast_sequence(py::reinterpret_borrow<py::object>(
+          PySequence_Fast_GET_ITEM(outer.ptr(), static_cast<Py_ssize_t>(g))));
       read_group(group, std::span(answer.values).subspan(first, wanted[g].keys.size()), answer,
                  domains);
       first += wanted[g].keys.size();
@@ -191,7 +194,8 @@ class PyFetchBatch {
   std::shared_ptr<FetchBatch> batch_;
 };
 
-// ---- the node ------------------------------------------------------------------------------------
+// ---- the node
+// ------------------------------------------------------------------------------------
 
 // Nodes that are alive, so that all can be stopped before the interpreter ends: a node's thread
 // that asks for the interpreter's lock after that would never return.
@@ -403,7 +407,8 @@ class PyNode {
   std::unique_ptr<Node> node_;
 };
 
-// ---- the server ----------------------------------------------------------------------------------
+// ---- the server
+// ----------------------------------------------------------------------------------
 
 class PyServer {
  public:
@@ -502,8 +507,8 @@ void bind_node(py::module_& module) {
     try {
       if (raised) std::rethrow_exception(raised);
     } catch (const std::system_error& error) {
-      py::object os_error = py::reinterpret_borrow<py::object>(PyExc_OSError)(
-          error.code().value(), error.what());
+      py::object os_error =
+          py::reinterpret_borrow<py::object>(PyExc_OSError)(error.code().value(), error.what());
       PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(os_error.ptr())), os_error.ptr());
     }
   });
@@ -514,9 +519,8 @@ void bind_node(py::module_& module) {
       .def("set_serving", &PyServer::set_serving, "serving"_a)
       .def("drain", &PyServer::drain, "timeout_s"_a)
       .def("stop", &PyServer::stop);
-  py::module_::import("atexit").attr("register")(
-      py::cpp_function([] {
-        py::gil_scoped_release release;
-        live_nodes().stop_all();
-      }));
+  py::module_::import("atexit").attr("register")(py::cpp_function([] {
+    py::gil_scoped_release release;
+    live_nodes().stop_all();
+  }));
 }

@@ -34,14 +34,14 @@ struct NamespaceConfig {
   std::vector<DomainConfig> domains;
   std::string default_domain;
   std::vector<RouteRule> rules;
-  std::string store;                    // empty: misses are not fetched
-  std::uint64_t negative_ttl_ms = 0;    // 0: not-found answers are not cached
+  std::string store;                      // empty: misses are not fetched
+  std::uint64_t negative_ttl_ms = 0;      // 0: not-found answers are not cached
   std::uint64_t fetch_timeout_ms = 1000;  // how long a read without deadline waits for the store
 };
 
 struct EngineConfig {
-  std::uint64_t memory_bytes = 0;  // arena, index, tables, ghosts and sketches together
-  std::uint32_t segment_bytes = 0;  // 0: from the smallest domain, at most 1 MiB
+  std::uint64_t memory_bytes = 0;           // arena, index, tables, ghosts and sketches together
+  std::uint32_t segment_bytes = 0;          // 0: from the smallest domain, at most 1 MiB
   std::uint32_t expected_item_bytes = 256;  // key and value together; sizes the index
   bool huge_pages = true;
   std::uint64_t max_value_bytes = std::uint64_t{8} << 20;
@@ -73,9 +73,9 @@ struct NodeConfig {
 struct Geometry {
   std::uint32_t segment_bytes = 0;
   std::uint64_t bucket_count = 0;
-  std::uint32_t segment_count = 0;   // of the arena, reserve included
+  std::uint32_t segment_count = 0;     // of the arena, reserve included
   std::uint32_t reserve_segments = 0;  // in flight between eviction and reuse; no domain owns them
-  std::uint64_t side_bytes = 0;      // tables, ghosts, sketches, locks
+  std::uint64_t side_bytes = 0;        // tables, ghosts, sketches, locks
 
   std::uint64_t domain_bytes() const noexcept {
     return std::uint64_t{segment_count - reserve_segments} * segment_bytes;

@@ -28,10 +28,10 @@ struct Absent {
 struct GetColumn {
   NamespaceIndex ns = kNoNamespace;
   std::span<const std::string_view> keys;
-  std::span<CellStatus> statuses;        // out: HitDram, NotFound, Miss, Throttled (reply limit)
-  std::span<std::uint32_t> lengths;      // out: bytes of each value, 0 where there is none
-  Buffer* values = nullptr;              // out: values are appended in key order
-  std::uint64_t max_value_bytes = ~0ull; // of this column; what does not fit is Throttled
+  std::span<CellStatus> statuses;          // out: HitDram, NotFound, Miss, Throttled (reply limit)
+  std::span<std::uint32_t> lengths;        // out: bytes of each value, 0 where there is none
+  Buffer* values = nullptr;                // out: values are appended in key order
+  std::uint64_t max_value_bytes = ~0ull;   // of this column; what does not fit is Throttled
   bool quiet = false;                      // not counted as asked: a second look of one request
   std::vector<Absent>* absent = nullptr;   // out, may be null
   std::vector<Absent>* refresh = nullptr;  // out, may be null: hits that are hot and near expiry

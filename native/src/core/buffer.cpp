@@ -66,10 +66,9 @@ StoragePool& pool() {
 }  // namespace
 
 void Buffer::grow_to(std::size_t capacity) {
-  capacity = std::bit_ceil(
-      capacity < (std::size_t{1} << StoragePool::kSmallestShift)
-          ? std::size_t{1} << StoragePool::kSmallestShift
-          : capacity);
+  capacity = std::bit_ceil(capacity < (std::size_t{1} << StoragePool::kSmallestShift)
+                               ? std::size_t{1} << StoragePool::kSmallestShift
+                               : capacity);
   if (capacity <= capacity_) return;
   std::uint8_t* grown = pool().take(capacity);
   if (size_ != 0) std::memcpy(grown, data_, size_);

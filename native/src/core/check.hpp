@@ -11,10 +11,10 @@ namespace fc::detail {
 }
 }  // namespace fc::detail
 
-#define FC_CHECK(condition)                                              \
-  do {                                                                   \
-    if (!(condition)) [[unlikely]]                                       \
-      ::fc::detail::check_failed(#condition, __FILE__, __LINE__);        \
+#define FC_CHECK(condition)                                       \
+  do {                                                            \
+    if (!(condition)) [[unlikely]]                                \
+      ::fc::detail::check_failed(#condition, __FILE__, __LINE__); \
   } while (false)
 
 #if defined(FC_STRICT)

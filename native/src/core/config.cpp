@@ -11,7 +11,9 @@
 namespace fc {
 namespace {
 
-[[noreturn]] void bad(const std::string& message) { throw std::invalid_argument(message); }
+[[noreturn]] void bad(const std::string& message) {
+  throw std::invalid_argument(message);
+}
 
 void validate_domain(const std::string& where, const DomainConfig& domain) {
   if (domain.name.empty()) bad(where + ": a domain needs a name");
@@ -37,7 +39,8 @@ void validate_namespace(const NamespaceConfig& ns) {
     bad(where + ": default_domain " + ns.default_domain + " is not one of its domains");
   }
   for (const RouteRule& rule : ns.rules) {
-    if (!names.contains(rule.domain)) bad(where + ": a rule names the unknown domain " + rule.domain);
+    if (!names.contains(rule.domain))
+      bad(where + ": a rule names the unknown domain " + rule.domain);
     if (rule.prefix.empty() && rule.asked_at_least == 0) {
       bad(where + ": a rule needs a prefix or asked_at_least");
     }
@@ -70,10 +73,14 @@ PolicyKind parse_policy(const std::string& name) {
 
 const char* policy_name(PolicyKind kind) noexcept {
   switch (kind) {
-    case PolicyKind::S3Fifo: return "s3fifo";
-    case PolicyKind::Lru: return "lru";
-    case PolicyKind::Fifo: return "fifo";
-    case PolicyKind::TinyLfu: return "tinylfu";
+    case PolicyKind::S3Fifo:
+      return "s3fifo";
+    case PolicyKind::Lru:
+      return "lru";
+    case PolicyKind::Fifo:
+      return "fifo";
+    case PolicyKind::TinyLfu:
+      return "tinylfu";
   }
   return "?";
 }
@@ -154,10 +161,9 @@ Geometry Geometry::plan(const EngineConfig& config) {
   }
   plan.segment_count = static_cast<std::uint32_t>(segments);
   const double items = static_cast<double>(plan.domain_bytes()) / record;
-  plan.bucket_count = static_cast<std::uint64_t>(
-      items / layout::kIndexLoad / layout::kSlotsPerBucket) + 1;
-  plan.side_bytes = config.memory_bytes -
-                    std::uint64_t{plan.segment_count} * plan.segment_bytes -
+  plan.bucket_count =
+      static_cast<std::uint64_t>(items / layout::kIndexLoad / layout::kSlotsPerBucket) + 1;
+  plan.side_bytes = config.memory_bytes - std::uint64_t{plan.segment_count} * plan.segment_bytes -
                     plan.bucket_count * layout::kSlotsPerBucket * layout::kSlotBytes;
   return plan;
 }

@@ -24,13 +24,13 @@ struct QueueSizes {
 
 // A live item of the segment that is being evicted.
 struct Candidate {
-  std::uint64_t hash;   // low half of the key's hash
-  unsigned frequency;   // hits since it was last judged, 0..7
+  std::uint64_t hash;  // low half of the key's hash
+  unsigned frequency;  // hits since it was last judged, 0..7
   Queue queue;
 };
 
 struct Verdict {
-  bool keep;           // move on to `queue`, else the item goes
+  bool keep;  // move on to `queue`, else the item goes
   Queue queue;
   unsigned frequency;  // what a kept item starts with there
 };

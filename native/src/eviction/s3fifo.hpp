@@ -20,8 +20,7 @@ class S3FifoPolicy final : public EvictionPolicy {
   }
   void prefetch(std::uint64_t hash) const noexcept override { ghost_.prefetch(hash); }
   Queue victim(const QueueSizes& sizes) const noexcept override {
-    return sizes.small_segments * kSmallShare >= sizes.budget_segments ? Queue::Small
-                                                                       : Queue::Main;
+    return sizes.small_segments * kSmallShare >= sizes.budget_segments ? Queue::Small : Queue::Main;
   }
   Verdict judge(const Candidate& candidate) noexcept override {
     if (candidate.queue == Queue::Small) {

@@ -18,7 +18,8 @@ class FrequencySketch {
   static constexpr unsigned kMaxCount = 15;
 
   explicit FrequencySketch(std::uint64_t items)
-      : blocks_(items * 8 / sizeof(Block) + 1), additions_limit_(std::max<std::uint64_t>(items, 64) * 10) {}
+      : blocks_(items * 8 / sizeof(Block) + 1),
+        additions_limit_(std::max<std::uint64_t>(items, 64) * 10) {}
 
   void add(std::uint64_t hash, unsigned by = 1) noexcept {
     const std::uint64_t mixed = mix(hash);

@@ -1,8 +1,8 @@
 // W-TinyLFU (Einziger et al.) over segments: a window of 1 % for what is new; an item leaves it for
 // the main queue only when the sketch knows it better than what main lately let go.
 //
-// Readers never touch the sketch: an arrival counts once, and the hits that an item collected in its
-// index entry are added when its segment is judged.
+// Readers never touch the sketch: an arrival counts once, and the hits that an item collected in
+// its index entry are added when its segment is judged.
 #pragma once
 
 #include "eviction/policy.hpp"

@@ -32,8 +32,8 @@ class Entry {
                               unsigned frequency) noexcept {
     const std::uint64_t lines =
         std::clamp<std::uint64_t>((bytes + kCacheLine - 1) / kCacheLine, 1, 31);
-    return Entry((std::uint64_t{tag} << kTagShift) |
-                 (std::uint64_t{frequency} << kFrequencyShift) | (lines << kSizeShift) | location);
+    return Entry((std::uint64_t{tag} << kTagShift) | (std::uint64_t{frequency} << kFrequencyShift) |
+                 (lines << kSizeShift) | location);
   }
 
   constexpr std::uint64_t word() const noexcept { return word_; }

@@ -71,8 +71,8 @@ class Index {
   std::uint64_t bucket_count() const noexcept { return bucket_count_; }
   std::uint64_t slot_count() const noexcept { return bucket_count_ * layout::kSlotsPerBucket; }
 
-  // The slots of a bucket that may carry the tag, as a mask for first_of(); the caller looks at each
-  // slot again, by an atomic load.
+  // The slots of a bucket that may carry the tag, as a mask for first_of(); the caller looks at
+  // each slot again, by an atomic load.
   static std::uint32_t candidates(const Bucket& bucket, std::uint16_t tag) noexcept {
 #if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
     // One compare of 16-bit lanes; the tag is the top lane of each word. The vector loads are not

@@ -33,8 +33,8 @@ Arena::Arena(const Geometry& geometry, bool huge_pages)
   mapping_ = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapping_ == MAP_FAILED) throw std::bad_alloc();
-  auto* base = reinterpret_cast<std::byte*>(
-      round_up(reinterpret_cast<std::uint64_t>(mapping_), kHugePage));
+  auto* base =
+      reinterpret_cast<std::byte*>(round_up(reinterpret_cast<std::uint64_t>(mapping_), kHugePage));
   if (huge_pages) {
     // Advice only: without transparent huge pages the cache works, with more TLB misses.
     (void)madvise(base, mapped_bytes_ - kHugePage, MADV_HUGEPAGE);
@@ -50,7 +50,9 @@ Arena::Arena(const Geometry& geometry, bool huge_pages)
   }
 }
 
-Arena::~Arena() { munmap(mapping_, mapped_bytes_); }
+Arena::~Arena() {
+  munmap(mapping_, mapped_bytes_);
+}
 
 std::uint32_t Arena::allocate(EpochManager& epochs) {
   for (unsigned tries = 0;; ++tries) {

@@ -34,12 +34,12 @@ struct alignas(64) SegmentMeta {
   std::uint8_t large = 0;  // one record that goes on in `next`
   std::uint16_t domain = kNoDomain;
   std::uint16_t reserved = 0;
-  std::uint32_t used = 0;                      // bytes appended
-  std::atomic<std::uint32_t> live_bytes{0};    // of records not superseded or deleted
-  std::atomic<std::uint32_t> writers{0};       // reserved but not yet published
-  std::uint32_t next = kNoSegment;             // of a large record
+  std::uint32_t used = 0;                    // bytes appended
+  std::atomic<std::uint32_t> live_bytes{0};  // of records not superseded or deleted
+  std::atomic<std::uint32_t> writers{0};     // reserved but not yet published
+  std::uint32_t next = kNoSegment;           // of a large record
   Tick opened = 0;
-  Tick last_expiry = 0;   // kForever when an item does not expire
+  Tick last_expiry = 0;        // kForever when an item does not expire
   std::uint64_t sequence = 0;  // order in its queue; 0 when free
 };
 static_assert(sizeof(SegmentMeta) == 64);

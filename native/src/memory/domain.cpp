@@ -42,7 +42,8 @@ Domain::Domain(const DomainConfig& config, DomainIndex index, NamespaceState& ns
       refresh_ticks_(static_cast<Tick>(static_cast<double>(config.ttl_ms >> kTickShift) *
                                        config.refresh_ahead)),
       policy_(EvictionPolicy::make(config.policy, entry_budget)),
-      budget_segments_(static_cast<std::uint32_t>(config.budget_bytes / parts.arena.segment_bytes())),
+      budget_segments_(
+          static_cast<std::uint32_t>(config.budget_bytes / parts.arena.segment_bytes())),
       entry_budget_(entry_budget) {}
 
 QueueSizes Domain::sizes_locked() const noexcept {
@@ -53,7 +54,8 @@ std::uint64_t Domain::budget_bytes() const noexcept {
   return std::uint64_t{budget_segments()} * parts_.arena.segment_bytes();
 }
 
-// ---- writers -------------------------------------------------------------------------------------
+// ---- writers
+// -------------------------------------------------------------------------------------
 
 Reservation Domain::reserve(const RecordShape& shape, Tick now) {
   const std::lock_guard lock(mutex_);
@@ -137,7 +139,8 @@ Reservation Domain::append_large_locked(const RecordShape& shape, std::size_t by
   const std::uint32_t size = parts_.arena.segment_bytes();
   const auto segments = static_cast<std::uint32_t>((bytes + size - 1) / size);
   if (!make_room_locked(segments, now)) return {};
-  const std::uint32_t head = start_segment_locked(Queue::Main, ttl_class_of(shape.expiry, now), now);
+  const std::uint32_t head =
+      start_segment_locked(Queue::Main, ttl_class_of(shape.expiry, now), now);
   std::uint32_t last = head;
   for (std::uint32_t i = 1; i < segments; ++i) {
     const std::uint32_t more = start_segment_locked(Queue::Main, 0, now);
@@ -268,7 +271,8 @@ bool Domain::seal_any_locked() {
   return false;
 }
 
-// ---- eviction ------------------------------------------------------------------------------------
+// ---- eviction
+// ------------------------------------------------------------------------------------
 
 bool Domain::pop_victim_locked(Queue queue, std::uint32_t* segment) {
   auto& sealed = queues_[static_cast<std::size_t>(queue)];
@@ -336,8 +340,8 @@ void Domain::empty_locked(std::uint32_t segment, Tick now, Purpose purpose) {
       parts_.index.prefetch(parts_.index.home_of(hash));
       policy_->prefetch(hash);
       ahead[scanned++ % kAhead] = {offset, hash};
-      offset = record.large() ? row.used
-                              : offset + static_cast<std::uint32_t>(record.record_bytes());
+      offset =
+          record.large() ? row.used : offset + static_cast<std::uint32_t>(record.record_bytes());
       continue;
     }
     const Seen& seen = ahead[judged++ % kAhead];
@@ -460,7 +464,8 @@ void Domain::move_record_locked(std::uint64_t location, RecordHeader& record, st
   done(copy, moved);
 }
 
-// ---- giving segments back ------------------------------------------------------------------------
+// ---- giving segments back
+// ------------------------------------------------------------------------
 
 void Domain::release_locked(std::uint32_t segment) {
   for (std::uint32_t next = segment; next != SegmentMeta::kNoSegment;) {
@@ -490,7 +495,8 @@ void Domain::release_dead_locked() {
   }
 }
 
-// ---- time and operators --------------------------------------------------------------------------
+// ---- time and operators
+// --------------------------------------------------------------------------
 
 void Domain::maintain(Tick now) {
   const std::lock_guard lock(mutex_);

@@ -159,13 +159,13 @@ class Domain {
 
   mutable std::mutex mutex_;
   std::array<std::deque<std::uint32_t>, kQueueCount> queues_;  // sealed; guarded by mutex_
-  std::array<std::vector<Open>, kQueueCount> open_;       // guarded by mutex_
-  std::array<std::uint32_t, kQueueCount> segments_in_{};  // guarded by mutex_
-  std::uint64_t next_sequence_ = 1;                       // guarded by mutex_
-  std::uint32_t used_segments_ = 0;                       // guarded by mutex_
-  bool filled_once_ = false;                              // guarded by mutex_
-  bool emptying_ = false;                                 // guarded by mutex_
-  bool large_kept_ = false;                               // guarded by mutex_
+  std::array<std::vector<Open>, kQueueCount> open_;            // guarded by mutex_
+  std::array<std::uint32_t, kQueueCount> segments_in_{};       // guarded by mutex_
+  std::uint64_t next_sequence_ = 1;                            // guarded by mutex_
+  std::uint32_t used_segments_ = 0;                            // guarded by mutex_
+  bool filled_once_ = false;                                   // guarded by mutex_
+  bool emptying_ = false;                                      // guarded by mutex_
+  bool large_kept_ = false;                                    // guarded by mutex_
 
   // Relaxed: budgets are compared loosely, counts are shown.
   std::atomic<std::uint32_t> budget_segments_;

@@ -41,12 +41,13 @@ DramTier::DramTier(const EngineConfig& config, const Clock& clock)
       budgeted += segments;
       const std::uint64_t entries = entry_budget_for(segments);
       ns_entries += entries;
-      domains_.push_back(std::make_unique<Domain>(
-          domain, static_cast<DomainIndex>(domains_.size()), *ns, parts, entries));
+      domains_.push_back(std::make_unique<Domain>(domain, static_cast<DomainIndex>(domains_.size()),
+                                                  *ns, parts, entries));
     }
     const auto domain_named = [&](const std::string& name) {
       for (DomainIndex d = 0; d < ns->domain_count; ++d) {
-        if (ns_config.domains[d].name == name) return static_cast<DomainIndex>(ns->first_domain + d);
+        if (ns_config.domains[d].name == name)
+          return static_cast<DomainIndex>(ns->first_domain + d);
       }
       return kNoDomain;
     };
@@ -60,9 +61,8 @@ DramTier::DramTier(const EngineConfig& config, const Clock& clock)
   }
   if (budgeted > geometry_.segment_count - geometry_.reserve_segments) {
     throw std::invalid_argument(
-        "the domains' budgets add up to " +
-        std::to_string(budgeted * geometry_.segment_bytes) + " bytes, but of memory of " +
-        std::to_string(config.memory_bytes) + " bytes only " +
+        "the domains' budgets add up to " + std::to_string(budgeted * geometry_.segment_bytes) +
+        " bytes, but of memory of " + std::to_string(config.memory_bytes) + " bytes only " +
         std::to_string(geometry_.domain_bytes()) + " are left after index and tables");
   }
   for (std::size_t i = 0; i < namespaces_.size(); ++i) {
@@ -93,21 +93,22 @@ DomainIndex DramTier::find_domain(NamespaceIndex ns, std::string_view name) cons
   return kNoDomain;
 }
 
-// ---- writes --------------------------------------------------------------------------------------
+// ---- writes
+// --------------------------------------------------------------------------------------
 
 Tick DramTier::expiry_of(const Domain& domain, const PutItem& item, const Namespace& ns,
                          const KeyHash& hash, Tick tick) const noexcept {
-  std::uint64_t ttl_ms = item.ttl_ms != 0      ? item.ttl_ms
-                         : item.negative       ? ns.negative_ttl_ms
-                                               : domain.config().ttl_ms;
+  std::uint64_t ttl_ms = item.ttl_ms != 0 ? item.ttl_ms
+                         : item.negative  ? ns.negative_ttl_ms
+                                          : domain.config().ttl_ms;
   if (ttl_ms == 0) return kNever;
   ttl_ms = std::min(ttl_ms, layout::kMaxTtlMs);
   // Shortened by a share that differs by key and by time of writing, so that what was loaded
   // together does not expire together.
   const auto spread = static_cast<std::uint32_t>(hash.high >> 32) ^ (tick * 0x9E3779B1u);
   const double cut = domain.config().ttl_jitter * static_cast<double>(spread) / 4294967296.0;
-  const auto ticks = static_cast<std::uint64_t>(static_cast<double>(ttl_ms) * (1.0 - cut)) >>
-                     kTickShift;
+  const auto ticks =
+      static_cast<std::uint64_t>(static_cast<double>(ttl_ms) * (1.0 - cut)) >> kTickShift;
   return tick + static_cast<Tick>(std::max<std::uint64_t>(ticks, 1));
 }
 
@@ -142,8 +143,8 @@ DramTier::Outcome DramTier::write(Namespace& ns, const PutItem& item, const KeyH
        token->write_version != write_version(hash.low).load(std::memory_order_acquire))) {
     return Outcome::TokenVoid;
   }
-  const bool fits = !item.key.empty() && item.key.size() <= kMaxKeyBytes &&
-                    item.value.size() <= max_value_bytes_;
+  const bool fits =
+      !item.key.empty() && item.key.size() <= kMaxKeyBytes && item.value.size() <= max_value_bytes_;
   Reservation reservation;
   Domain* domain = nullptr;
   if (fits) {
@@ -214,9 +215,8 @@ DramTier::Outcome DramTier::publish(Namespace& ns, Domain& domain, const PutItem
   if (Slot* slot = find_key_locked(ns, place, item.key)) {
     const Entry old(slot->load(std::memory_order_relaxed));
     domain.count_in(record);
-    supersede_locked(
-        *slot, old,
-        Entry::dram(place.tag, reservation.location, bytes, old.frequency()).word());
+    supersede_locked(*slot, old,
+                     Entry::dram(place.tag, reservation.location, bytes, old.frequency()).word());
     return Outcome::Stored;
   }
   Slot* slot = index_.free_slot_locked(place);
@@ -277,8 +277,12 @@ void DramTier::install(NamespaceIndex ns_index, std::span<const PutItem> items,
   for (std::size_t i = 0; i < items.size(); ++i) {
     const KeyHash hash = hash_key(ns.seed, items[i].key);
     switch (write(ns, items[i], hash, &tokens[i], tick)) {
-      case Outcome::Stored: statuses[i] = InstallStatus::Installed; break;
-      case Outcome::Rejected: statuses[i] = InstallStatus::Rejected; break;
+      case Outcome::Stored:
+        statuses[i] = InstallStatus::Installed;
+        break;
+      case Outcome::Rejected:
+        statuses[i] = InstallStatus::Rejected;
+        break;
       case Outcome::TokenVoid:
         statuses[i] = InstallStatus::TokenVoid;
         ns.tokens_void.add();
@@ -305,7 +309,8 @@ bool DramTier::token_alive(NamespaceIndex ns_index, std::string_view key,
              write_version(hash_key(ns.seed, key).low).load(std::memory_order_acquire);
 }
 
-// ---- operators -----------------------------------------------------------------------------------
+// ---- operators
+// -----------------------------------------------------------------------------------
 
 std::uint64_t DramTier::flush(NamespaceIndex ns_index) {
   Namespace& ns = *namespaces_[ns_index];
@@ -385,8 +390,8 @@ void DramTier::visit(CounterVisitor& visitor) const {
                 static_cast<double>(index_.slot_count()));
   visitor.counter("feature_cache_index_moves_total", "Entries moved to make room in a bucket.", {},
                   index_.moves());
-  visitor.counter("feature_cache_index_no_slot_total",
-                  "Inserts that found no slot even by moving.", {}, no_slot_.get());
+  visitor.counter("feature_cache_index_no_slot_total", "Inserts that found no slot even by moving.",
+                  {}, no_slot_.get());
   visitor.counter("feature_cache_index_displaced_total",
                   "Entries dropped because their buckets were full.", {}, displaced_.get());
   visitor.counter("feature_cache_arena_reader_waits_total",

@@ -73,8 +73,10 @@ class DramTier {
   std::uint64_t entry_budget_for(std::uint32_t segments) const noexcept;
 
   // get.cpp
-  void get_chunk(GetColumn& column, std::size_t begin, std::size_t end, Tick tick,
-                 GetTally& tally);
+  void get_chunk(GetColumn& column, std::size_t begin, std::size_t end, Tick tick, GetTally& tally);
+  void get_group(GetColumn& column, std::size_t begin, std::size_t end, Tick tick, GetTally& tally);
+  void find_again(GetColumn& column, std::size_t position, std::uint64_t hash, Tick tick,
+                  GetTally& tally);
   bool serve(GetColumn& column, std::size_t position, const RecordHeader& record, Entry entry,
              Slot& slot, Tick tick, std::uint64_t hash, GetTally& tally);
   void copy_value(const RecordHeader& record, std::uint64_t location, std::uint8_t* to) noexcept;

@@ -1,12 +1,16 @@
 // The batched lookup: software-pipelined, without locks.
 //
-// Each key passes four stages, some keys apart, so that the cache misses of many keys overlap:
-//   1. hash it, prefetch its home bucket
+// Keys go through in groups of kGroup, a group in four tight passes, so that the cache misses of a
+// pass overlap and what one pass fetches has arrived when the next one wants it:
+//   1. hash each key, prefetch its home bucket
 //   2. probe the home bucket; prefetch the record found there, or else the partner bucket
-//   3. if need be probe the partner bucket and prefetch the record found there
+//   3. for keys that were not at home: probe the partner bucket, prefetch the record found there
 //   4. compare the whole key, copy the value
-// What the pipeline did not find is looked up again with the index's certain find(): that confirms
-// a miss against entries that moved meanwhile, after the miss took its token.
+// Passes beat one loop that carries keys through all stages: with little else in the processor's
+// window, many more fetches are under way (docs/adr/0003-batched-lookup.md has the figures).
+//
+// What the passes did not find is looked up again with the index's certain find(): that confirms a
+// miss against entries that moved meanwhile, after the miss took its token.
 //
 // An epoch covers kChunk keys at most, so that a huge batch does not keep memory from its writers.
 
@@ -19,19 +23,15 @@ namespace fc {
 namespace {
 
 constexpr std::size_t kChunk = 256;
-constexpr std::size_t kHomeAhead = 24;     // stage 1 runs this far ahead of stage 4
-constexpr std::size_t kProbeAhead = 12;    // stage 2
-constexpr std::size_t kPartnerAhead = 6;   // stage 3
-constexpr std::size_t kRing = 32;
+constexpr std::size_t kGroup = 32;       // its records fit the first-level cache
 constexpr unsigned kHotFrequency = 2;    // hits that make a key worth a refresh
-constexpr unsigned kPrefetchLines = 10;    // beyond that the hardware has recognised the stream
-static_assert(kRing > kHomeAhead && (kRing & (kRing - 1)) == 0);
+constexpr unsigned kPrefetchLines = 10;  // beyond that the hardware has recognised the stream
+static_assert(kChunk % kGroup == 0);
 
-struct InFlight {
+struct Probe {
   std::uint64_t hash;
-  std::uint64_t home;
-  std::uint64_t partner;
-  Slot* slot;   // null: nothing found yet
+  std::uint64_t bucket;  // home, then partner
+  Slot* slot;            // null: nothing found yet
   Entry entry;
 };
 
@@ -156,64 +156,73 @@ void DramTier::copy_value(const RecordHeader& record, std::uint64_t location,
 
 void DramTier::get_chunk(GetColumn& column, std::size_t begin, std::size_t end, Tick tick,
                          GetTally& tally) {
-  std::array<InFlight, kRing> ring;
-  const Namespace& ns = *tally.ns;
-  const std::size_t steps = end - begin + kHomeAhead;
-  for (std::size_t step = 0; step < steps; ++step) {
-    if (const std::size_t i = begin + step; i < end) {
-      InFlight& key = ring[i % kRing];
-      key.hash = hash_key(ns.seed, column.keys[i]).low;
-      key.home = index_.home_of(key.hash);
-      index_.prefetch(key.home);
+  for (; begin < end; begin += kGroup) {
+    get_group(column, begin, std::min(begin + kGroup, end), tick, tally);
+  }
+}
+
+void DramTier::get_group(GetColumn& column, std::size_t begin, std::size_t end, Tick tick,
+                         GetTally& tally) {
+  std::array<Probe, kGroup> probes;
+  std::array<std::uint32_t, kGroup> elsewhere;  // not found at home
+  const std::size_t count = end - begin;
+  const std::uint64_t seed = tally.ns->seed;
+  for (std::size_t i = 0; i < count; ++i) {
+    Probe& key = probes[i];
+    key.hash = hash_key(seed, column.keys[begin + i]).low;
+    key.bucket = index_.home_of(key.hash);
+    index_.prefetch(key.bucket);
+  }
+  std::size_t elsewhere_count = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    Probe& key = probes[i];
+    const std::uint16_t tag = Index::tag_of(key.hash);
+    key.slot = first_candidate(index_.bucket(key.bucket), tag, &key.entry);
+    if (key.slot != nullptr) {
+      prefetch_record(arena_.address(key.entry.location()), key.entry.lines());
+    } else {
+      key.bucket = index_.partner_of(key.bucket, tag);
+      index_.prefetch(key.bucket);
+      elsewhere[elsewhere_count++] = static_cast<std::uint32_t>(i);
     }
-    if (const std::size_t i = begin + step - (kHomeAhead - kProbeAhead);
-        step >= kHomeAhead - kProbeAhead && i < end) {
-      InFlight& key = ring[i % kRing];
-      const std::uint16_t tag = Index::tag_of(key.hash);
-      key.slot = first_candidate(index_.bucket(key.home), tag, &key.entry);
-      if (key.slot != nullptr) {
-        prefetch_record(arena_.address(key.entry.location()), key.entry.lines());
-      } else {
-        key.partner = index_.partner_of(key.home, tag);
-        index_.prefetch(key.partner);
-      }
+  }
+  for (std::size_t e = 0; e < elsewhere_count; ++e) {
+    Probe& key = probes[elsewhere[e]];
+    key.slot = first_candidate(index_.bucket(key.bucket), Index::tag_of(key.hash), &key.entry);
+    if (key.slot != nullptr) {
+      prefetch_record(arena_.address(key.entry.location()), key.entry.lines());
     }
-    if (const std::size_t i = begin + step - (kHomeAhead - kPartnerAhead);
-        step >= kHomeAhead - kPartnerAhead && i < end) {
-      InFlight& key = ring[i % kRing];
-      if (key.slot == nullptr) {
-        key.slot = first_candidate(index_.bucket(key.partner), Index::tag_of(key.hash), &key.entry);
-        if (key.slot != nullptr) {
-          prefetch_record(arena_.address(key.entry.location()), key.entry.lines());
-        }
-      }
-    }
-    if (step < kHomeAhead) continue;
-    const std::size_t i = begin + step - kHomeAhead;
-    const InFlight& key = ring[i % kRing];
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    const Probe& key = probes[i];
+    const std::size_t position = begin + i;
     if (key.slot != nullptr) {
       const RecordHeader& record = *arena_.record(key.entry.location());
-      if (record.holds(column.keys[i], tally.incarnation) &&
-          serve(column, i, record, key.entry, *key.slot, tick, key.hash, tally)) [[likely]] {
+      if (record.holds(column.keys[position], tally.incarnation) &&
+          serve(column, position, record, key.entry, *key.slot, tick, key.hash, tally)) [[likely]] {
         continue;
       }
     }
-    // The token first: a write after it voids it, a write before it is seen by the find.
-    const Token token{write_version(key.hash).load(std::memory_order_acquire), tally.incarnation};
-    const bool present =
-        index_.find(index_.place_of(key.hash), [&](Entry entry, Slot& slot) {
-          const RecordHeader& record = *arena_.record(entry.location());
-          return record.holds(column.keys[i], tally.incarnation) &&
-                 serve(column, i, record, entry, slot, tick, key.hash, tally);
-        });
-    if (!present) {
-      column.statuses[i] = CellStatus::Miss;
-      column.lengths[i] = 0;
-      ++tally.misses;
-      if (column.absent != nullptr) {
-        column.absent->push_back({static_cast<std::uint32_t>(i), token});
-      }
-    }
+    find_again(column, position, key.hash, tick, tally);
+  }
+}
+
+// The certain lookup of a key that the passes did not find.
+void DramTier::find_again(GetColumn& column, std::size_t position, std::uint64_t hash, Tick tick,
+                          GetTally& tally) {
+  // The token first: a write after it voids it, a write before it is seen by the find.
+  const Token token{write_version(hash).load(std::memory_order_acquire), tally.incarnation};
+  const bool present = index_.find(index_.place_of(hash), [&](Entry entry, Slot& slot) {
+    const RecordHeader& record = *arena_.record(entry.location());
+    return record.holds(column.keys[position], tally.incarnation) &&
+           serve(column, position, record, entry, slot, tick, hash, tally);
+  });
+  if (present) return;
+  column.statuses[position] = CellStatus::Miss;
+  column.lengths[position] = 0;
+  ++tally.misses;
+  if (column.absent != nullptr) {
+    column.absent->push_back({static_cast<std::uint32_t>(position), token});
   }
 }
 

@@ -1,5 +1,5 @@
-// Which domain a value enters when neither the caller nor the store says: the first rule that holds,
-// by key prefix or by how often the key was asked, else the namespace's default.
+// Which domain a value enters when neither the caller nor the store says: the first rule that
+// holds, by key prefix or by how often the key was asked, else the namespace's default.
 #pragma once
 
 #include <cstdint>

@@ -80,9 +80,15 @@ class Service final : public RawService {
     v1::KeyColumn* column = batch.add_columns();
     column->set_namespace_(request->namespace_());
     switch (request->key_case()) {
-      case v1::GetRequest::kKeyId: column->add_ids(request->key_id()); break;
-      case v1::GetRequest::kKeyText: column->set_keys(request->key_text()); break;
-      default: column->set_keys(request->key_bytes()); break;
+      case v1::GetRequest::kKeyId:
+        column->add_ids(request->key_id());
+        break;
+      case v1::GetRequest::kKeyText:
+        column->set_keys(request->key_text());
+        break;
+      default:
+        column->set_keys(request->key_bytes());
+        break;
     }
     if (request->key_case() != v1::GetRequest::kKeyId) {
       column->add_key_lengths(static_cast<std::uint32_t>(column->keys().size()));
@@ -127,7 +133,8 @@ class Service final : public RawService {
 };
 
 [[noreturn]] void cannot_bind(int error, const std::string& address, const std::string& why) {
-  throw std::system_error(error, std::generic_category(), "cannot listen on " + address + ": " + why);
+  throw std::system_error(error, std::generic_category(),
+                          "cannot listen on " + address + ": " + why);
 }
 
 // gRPC removes a socket file that is in its way, also one that another daemon still serves.
@@ -154,14 +161,15 @@ class GrpcDataServer final : public DataServer {
     std::call_once(plugins, [] { grpc::EnableDefaultHealthCheckService(true); });
     if (config.reflection) {
       static std::once_flag reflection;
-      std::call_once(reflection, [] { grpc::reflection::InitProtoReflectionServerBuilderPlugin(); });
+      std::call_once(reflection,
+                     [] { grpc::reflection::InitProtoReflectionServerBuilderPlugin(); });
     }
     grpc::ServerBuilder builder;
     // Two daemons must not share a port by accident.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 1 << 20);
-    const int limit = static_cast<int>(
-        std::min<std::uint64_t>(config.max_message_bytes, std::uint64_t{1} << 30));
+    const int limit =
+        static_cast<int>(std::min<std::uint64_t>(config.max_message_bytes, std::uint64_t{1} << 30));
     builder.SetMaxReceiveMessageSize(limit);
     builder.SetMaxSendMessageSize(-1);  // replies are bounded by the node
     std::vector<int> ports(config.addresses.size());

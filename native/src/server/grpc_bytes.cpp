@@ -7,8 +7,7 @@ namespace fc::server {
 
 RequestBytes to_request(const grpc::ByteBuffer& message) {
   auto slice = std::make_shared<grpc::Slice>();
-  if (!message.TrySingleSlice(slice.get()).ok() &&
-      !message.DumpToSingleSlice(slice.get()).ok()) {
+  if (!message.TrySingleSlice(slice.get()).ok() && !message.DumpToSingleSlice(slice.get()).ok()) {
     return {};
   }
   RequestBytes request;
@@ -24,8 +23,8 @@ grpc::ByteBuffer to_message(std::vector<Buffer> pieces) {
     if (piece.empty()) continue;
     auto owned = std::make_unique<Buffer>(std::move(piece));
     Buffer* raw = owned.release();
-    slices.emplace_back(raw->data(), raw->size(),
-                        [](void* buffer) { delete static_cast<Buffer*>(buffer); }, raw);
+    slices.emplace_back(
+        raw->data(), raw->size(), [](void* buffer) { delete static_cast<Buffer*>(buffer); }, raw);
   }
   return {slices.data(), slices.size()};
 }

@@ -28,8 +28,7 @@ CacheNode::CacheNode(const NodeConfig& config)
       engine_(make_engine(config.engine, clock_)) {
   for (const StoreConfig& store : config_.stores) {
     stores_.push_back(std::make_shared<StoreQueue>(
-        store,
-        [this](NamespaceIndex ns) { return std::string_view(namespaces_[ns]->name); },
+        store, [this](NamespaceIndex ns) { return std::string_view(namespaces_[ns]->name); },
         [this](std::vector<FlightRef>& flights, FetchAnswer* answer, CellStatus status) {
           deliver(flights, answer, status);
         }));
@@ -49,7 +48,9 @@ CacheNode::CacheNode(const NodeConfig& config)
   });
 }
 
-CacheNode::~CacheNode() { stop(); }
+CacheNode::~CacheNode() {
+  stop();
+}
 
 void CacheNode::stop() {
   if (stopped_.exchange(true)) return;
@@ -76,15 +77,15 @@ CallStatus CacheNode::resolve(const wire::KeyColumn& column, NamespaceIndex& ns,
   if (!column.domain.empty()) {
     domain = engine_->find_domain(ns, column.domain);
     if (domain == kNoDomain) {
-      return {CallStatus::NotFound, "namespace '" + std::string(column.ns) +
-                                        "' has no domain '" +
+      return {CallStatus::NotFound, "namespace '" + std::string(column.ns) + "' has no domain '" +
                                         std::string(column.domain.substr(0, 64)) + "'"};
     }
   }
   return {};
 }
 
-// ---- reads ---------------------------------------------------------------------------------------
+// ---- reads
+// ---------------------------------------------------------------------------------------
 
 void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDone done) {
   const std::uint64_t started = monotonic_ns();
@@ -97,8 +98,7 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
     refused_.add();
     get->refuse(std::move(status));
   };
-  if (std::string error = wire::decode(get->bytes().bytes, limits_, get->request);
-      !error.empty()) {
+  if (std::string error = wire::decode(get->bytes().bytes, limits_, get->request); !error.empty()) {
     return refuse(invalid(std::move(error)));
   }
   if (stopped_.load(std::memory_order_relaxed)) {
@@ -137,8 +137,7 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
         const std::lock_guard lock(pending_mutex_);
         pending_gets_.emplace(get.get(), get);
       }
-      const std::uint64_t wait_ns =
-          (timeout_ms != 0 ? timeout_ms : fetch_timeout_ms) * 1'000'000;
+      const std::uint64_t wait_ns = (timeout_ms != 0 ? timeout_ms : fetch_timeout_ms) * 1'000'000;
       const std::uint64_t margin = std::min(kReplyMarginNs, wait_ns / kReplyMarginShare);
       waiting = ask_stores(get, hints, absent);
       if (waiting != 0) deadlines_->add(started + wait_ns - margin, get);
@@ -248,8 +247,8 @@ bool CacheNode::take_refresh_budget() {
   const std::lock_guard lock(refresh_mutex_);
   const std::uint64_t now = monotonic_ns();
   const auto rate = static_cast<double>(config_.refresh_keys_per_second);
-  refresh_tokens_ = std::min(
-      rate, refresh_tokens_ + rate * static_cast<double>(now - refresh_filled_ns_) * 1e-9);
+  refresh_tokens_ =
+      std::min(rate, refresh_tokens_ + rate * static_cast<double>(now - refresh_filled_ns_) * 1e-9);
   refresh_filled_ns_ = now;
   if (refresh_tokens_ < 1.0) return false;
   refresh_tokens_ -= 1.0;
@@ -279,7 +278,8 @@ void CacheNode::refresh_ahead(NamespaceIndex ns, const std::vector<std::string_v
   for (const FlightRef& refused : started) end_flight(refused, CellStatus::Throttled, {});
 }
 
-// ---- answers of the stores -----------------------------------------------------------------------
+// ---- answers of the stores
+// -----------------------------------------------------------------------
 
 void CacheNode::deliver(std::vector<FlightRef>& flights, FetchAnswer* answer, CellStatus status) {
   if (answer == nullptr) {
@@ -379,7 +379,8 @@ std::shared_ptr<FetchBatch> CacheNode::take_fetch(std::string_view store, std::u
   return found == by_name_.end() ? nullptr : found->second->take(wait_ms);
 }
 
-// ---- writes --------------------------------------------------------------------------------------
+// ---- writes
+// --------------------------------------------------------------------------------------
 
 CallStatus CacheNode::batch_put(RequestBytes bytes, std::vector<Buffer>& reply) {
   const std::uint64_t started = monotonic_ns();
@@ -393,8 +394,7 @@ CallStatus CacheNode::batch_put(RequestBytes bytes, std::vector<Buffer>& reply) 
   // The whole request is checked before any of it is done.
   std::vector<std::pair<NamespaceIndex, DomainIndex>> targets(request.columns.size());
   for (std::size_t c = 0; c < request.columns.size(); ++c) {
-    CallStatus status =
-        resolve(request.columns[c].keys, targets[c].first, targets[c].second);
+    CallStatus status = resolve(request.columns[c].keys, targets[c].first, targets[c].second);
     if (!status.ok()) {
       refused_.add();
       return status;
@@ -411,7 +411,8 @@ CallStatus CacheNode::batch_put(RequestBytes bytes, std::vector<Buffer>& reply) 
       items[i].key = column.keys.keys[i];
       items[i].value = column.values[i];
       items[i].domain = targets[c].second;
-      if (!column.ttl_ms.empty()) items[i].ttl_ms = column.ttl_ms[column.ttl_ms.size() == 1 ? 0 : i];
+      if (!column.ttl_ms.empty())
+        items[i].ttl_ms = column.ttl_ms[column.ttl_ms.size() == 1 ? 0 : i];
     }
     engine_->put(targets[c].first, items, statuses[c]);
   }
@@ -446,7 +447,8 @@ CallStatus CacheNode::batch_delete(RequestBytes bytes, std::vector<Buffer>& repl
   return {};
 }
 
-// ---- counters ------------------------------------------------------------------------------------
+// ---- counters
+// ------------------------------------------------------------------------------------
 
 void CacheNode::visit(CounterVisitor& visitor) const {
   engine_->visit(visitor);
@@ -465,10 +467,10 @@ void CacheNode::visit(CounterVisitor& visitor) const {
   requests("BatchGet", requests_get_);
   requests("BatchPut", requests_put_);
   requests("BatchDelete", requests_delete_);
-  visitor.counter("feature_cache_requests_refused_total", "Calls that were malformed or over a limit.",
-                  {}, refused_.get());
-  visitor.counter("feature_cache_flights_started_total", "Fetches of single keys that were started.",
-                  {}, flights_.started.get());
+  visitor.counter("feature_cache_requests_refused_total",
+                  "Calls that were malformed or over a limit.", {}, refused_.get());
+  visitor.counter("feature_cache_flights_started_total",
+                  "Fetches of single keys that were started.", {}, flights_.started.get());
   visitor.counter("feature_cache_flights_joined_total", "Misses that joined a fetch under way.", {},
                   flights_.joined.get());
   visitor.gauge("feature_cache_flights", "Fetches of single keys under way.", {},

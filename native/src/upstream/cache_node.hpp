@@ -77,7 +77,7 @@ class CacheNode final : public Node {
   std::unordered_map<PendingGet*, std::weak_ptr<PendingGet>> pending_gets_;  // by pending_mutex_
 
   std::mutex refresh_mutex_;
-  double refresh_tokens_ = 0;          // guarded by refresh_mutex_
+  double refresh_tokens_ = 0;            // guarded by refresh_mutex_
   std::uint64_t refresh_filled_ns_ = 0;  // guarded by refresh_mutex_
 
   Counter requests_get_;

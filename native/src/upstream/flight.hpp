@@ -14,8 +14,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core/hash.hpp"
 #include "core/counter.hpp"
+#include "core/hash.hpp"
 #include "feature_cache/fetch.hpp"
 #include "feature_cache/types.hpp"
 

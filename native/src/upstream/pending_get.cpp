@@ -60,8 +60,8 @@ void PendingGet::finish() {
     for (CellStatus& status : column.statuses) {
       if (status == CellStatus::Unspecified) status = CellStatus::TimedOut;
     }
-    Buffer values = column.late.empty() ? std::move(column.values)
-                                        : merged_values(column, reply_bytes);
+    Buffer values =
+        column.late.empty() ? std::move(column.values) : merged_values(column, reply_bytes);
     if (column.late.empty()) reply_bytes += values.size();
     encoder.add_column(column.statuses, column.lengths, std::move(values));
   }

@@ -77,7 +77,8 @@ void StoreQueue::push(FetchPriority priority, std::vector<FlightRef>& flights) {
   {
     const std::lock_guard lock(mutex_);
     const std::size_t room =
-        stopped_ ? 0 : config_.queue_keys - std::min<std::size_t>(config_.queue_keys, waiting_keys_);
+        stopped_ ? 0
+                 : config_.queue_keys - std::min<std::size_t>(config_.queue_keys, waiting_keys_);
     const std::size_t taken = std::min(room, flights.size());
     auto& line = waiting_[static_cast<std::size_t>(priority)];
     const auto end = flights.begin() + static_cast<std::ptrdiff_t>(taken);
@@ -175,10 +176,10 @@ void StoreQueue::visit(CounterVisitor& visitor) const {
                   keys_.get());
   visitor.counter("feature_cache_fetch_throttled_total",
                   "Misses refused because the store's queue was full.", labels, throttled_.get());
-  visitor.counter("feature_cache_fetch_abandoned_total",
-                  "Batches given up at the store's timeout.", labels, abandoned_.get());
-  visitor.counter("feature_cache_fetch_late_total", "Answers that came after their batch was given up.",
-                  labels, late_.get());
+  visitor.counter("feature_cache_fetch_abandoned_total", "Batches given up at the store's timeout.",
+                  labels, abandoned_.get());
+  visitor.counter("feature_cache_fetch_late_total",
+                  "Answers that came after their batch was given up.", labels, late_.get());
   visitor.gauge("feature_cache_fetch_waiting_keys", "Misses that wait for the store.", labels,
                 static_cast<double>(waiting));
   visitor.gauge("feature_cache_fetch_out_batches", "Batches that the store is working on.", labels,

@@ -25,8 +25,8 @@ namespace fc {
 class StoreQueue : public std::enable_shared_from_this<StoreQueue> {
  public:
   // What the node does with answers. `answer` null: every flight ends with `status`.
-  using Deliver = std::function<void(std::vector<FlightRef>& flights, FetchAnswer* answer,
-                                     CellStatus status)>;
+  using Deliver =
+      std::function<void(std::vector<FlightRef>& flights, FetchAnswer* answer, CellStatus status)>;
   using NamespaceName = std::function<std::string_view(NamespaceIndex)>;
 
   StoreQueue(const StoreConfig& config, NamespaceName name_of, Deliver deliver);

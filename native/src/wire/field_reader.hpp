@@ -12,8 +12,8 @@ enum class WireType : std::uint8_t { Varint = 0, Fixed64 = 1, Length = 2, Fixed3
 struct Field {
   std::uint32_t number = 0;
   WireType type = WireType::Varint;
-  std::uint64_t value = 0;                  // of Varint, Fixed32 and Fixed64
-  std::span<const std::uint8_t> bytes;      // of Length; of Fixed32 and Fixed64 the raw bytes
+  std::uint64_t value = 0;              // of Varint, Fixed32 and Fixed64
+  std::span<const std::uint8_t> bytes;  // of Length; of Fixed32 and Fixed64 the raw bytes
 };
 
 class FieldReader {
@@ -29,9 +29,12 @@ class FieldReader {
     field.number = static_cast<std::uint32_t>(key >> 3);
     field.type = static_cast<WireType>(key & 7);
     switch (field.type) {
-      case WireType::Varint: return varint(field.value);
-      case WireType::Fixed64: return fixed(8, field);
-      case WireType::Fixed32: return fixed(4, field);
+      case WireType::Varint:
+        return varint(field.value);
+      case WireType::Fixed64:
+        return fixed(8, field);
+      case WireType::Fixed32:
+        return fixed(4, field);
       case WireType::Length: {
         std::uint64_t length = 0;
         if (!varint(length) || length > rest_.size()) return false;

@@ -7,12 +7,12 @@ namespace fc::wire {
 namespace {
 
 // Field keys: number and wire type of the proto's messages.
-constexpr std::uint8_t kRequestIdKey = 1 << 3;            // varint
-constexpr std::uint8_t kColumnsKey = 2 << 3 | 2;          // ValueColumn
+constexpr std::uint8_t kRequestIdKey = 1 << 3;    // varint
+constexpr std::uint8_t kColumnsKey = 2 << 3 | 2;  // ValueColumn
 constexpr std::uint8_t kValuesKey = 1 << 3 | 2;
 constexpr std::uint8_t kValueLengthsKey = 2 << 3 | 2;
 constexpr std::uint8_t kStatusesKey = 3 << 3 | 2;
-constexpr std::uint8_t kWriteColumnsKey = 1 << 3 | 2;     // WriteColumn
+constexpr std::uint8_t kWriteColumnsKey = 1 << 3 | 2;  // WriteColumn
 constexpr std::uint8_t kWriteStatusesKey = 1 << 3 | 2;
 
 static_assert(std::endian::native == std::endian::little,
@@ -61,8 +61,8 @@ GetReplyEncoder::GetReplyEncoder(std::uint64_t request_id) {
 
 void GetReplyEncoder::add_column(std::span<const CellStatus> statuses,
                                  std::span<const std::uint32_t> lengths, Buffer values) {
-  const std::size_t bytes = field_bytes(lengths.size_bytes()) + field_bytes(statuses.size()) +
-                            field_bytes(values.size());
+  const std::size_t bytes =
+      field_bytes(lengths.size_bytes()) + field_bytes(statuses.size()) + field_bytes(values.size());
   // The values come last, so that they can follow in a piece of their own.
   Buffer head(bytes - values.size() + 32);
   put_key(head, kColumnsKey);
@@ -79,7 +79,9 @@ void GetReplyEncoder::add_column(std::span<const CellStatus> statuses,
   pieces_.push_back(std::move(values));
 }
 
-Pieces GetReplyEncoder::finish() && { return std::move(pieces_); }
+Pieces GetReplyEncoder::finish() && {
+  return std::move(pieces_);
+}
 
 Pieces encode_write_reply(std::span<const std::vector<WriteStatus>> columns) {
   Buffer out(64);

@@ -6,9 +6,20 @@ namespace fc::wire {
 namespace {
 
 // Field numbers of the proto.
-enum KeyColumnField : std::uint32_t { kNamespace = 1, kIds = 2, kKeys = 3, kKeyLengths = 4, kDomain = 5 };
+enum KeyColumnField : std::uint32_t {
+  kNamespace = 1,
+  kIds = 2,
+  kKeys = 3,
+  kKeyLengths = 4,
+  kDomain = 5
+};
 enum GetField : std::uint32_t { kRequestId = 1, kGetColumns = 2, kCacheOnly = 3 };
-enum PutColumnField : std::uint32_t { kPutKeys = 1, kPutValues = 2, kPutValueLengths = 3, kPutTtl = 4 };
+enum PutColumnField : std::uint32_t {
+  kPutKeys = 1,
+  kPutValues = 2,
+  kPutValueLengths = 3,
+  kPutTtl = 4
+};
 constexpr std::uint32_t kColumnsOfWrite = 1;  // of BatchPutRequest and BatchDeleteRequest
 
 constexpr std::size_t kIdBytes = 8;
@@ -93,7 +104,8 @@ std::string decode_keys(Bytes bytes, const Limits& limits, std::size_t keys_left
         if (field.type == WireType::Length && field.bytes.size() % 4 != 0) return kMalformed;
         if (!add_fixed32(field, keys_left, lengths)) return too_many_keys(limits);
         break;
-      default: break;
+      default:
+        break;
     }
   }
   if (!out.keys.empty() && (!lengths.empty() || !blob.empty())) {
@@ -156,7 +168,8 @@ std::string decode_put_column(Bytes bytes, const Limits& limits, std::size_t key
       case kPutTtl:
         if (!add_ttl(field, limits.keys, out.ttl_ms)) return kMalformed;
         break;
-      default: break;
+      default:
+        break;
     }
   }
   const std::size_t keys = out.keys.keys.size();
@@ -195,8 +208,12 @@ std::string add_column(const Field& field, const Limits& limits, std::vector<Col
   return error;
 }
 
-std::size_t keys_in(const KeyColumn& column) { return column.keys.size(); }
-std::size_t keys_in_put(const PutColumn& column) { return column.keys.keys.size(); }
+std::size_t keys_in(const KeyColumn& column) {
+  return column.keys.size();
+}
+std::size_t keys_in_put(const PutColumn& column) {
+  return column.keys.keys.size();
+}
 
 }  // namespace
 
