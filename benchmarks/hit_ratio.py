@@ -154,7 +154,7 @@ def _peers(trace: Trace, capacity: int) -> dict[str, float]:
 def _fitted(trace: Trace, capacity: int, policy: str, overhead: float) -> _Run:
     """Runs with the budget at which the resident keys and values come to `capacity` bytes.
 
-    Of the runs that stay within the capacity, the closest; it is never one that holds more.
+    Of the runs that hold at most 0.5 % more than that, the one that holds most.
     """
     budget = int(capacity * overhead)
     best: _Run | None = None
