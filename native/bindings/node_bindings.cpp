@@ -151,6 +151,12 @@ class PyFetchBatch {
     if (!group) return;
     if (static_cast<std::size_t>(PySequence_Fast_GET_SIZE(group.ptr())) != cells.size()) return;
     PyObject** items = PySequence_Fast_ITEMS(group.ptr());
+    // Room once for all: growing step by step would copy what is there each time.
+    std::size_t bytes = 0;
+    for (std::size_t i = 0; i < cells.size(); ++i) {
+      if (PyBytes_Check(items[i])) bytes += static_cast<std::size_t>(PyBytes_GET_SIZE(items[i]));
+    }
+    answer.bytes.reserve(bytes);
     for (std::size_t i = 0; i < cells.size(); ++i) {
       if (!read_value(items[i], cells[i], answer, domains)) {
         std::fill(cells.begin(), cells.end(), FetchedValue{});

@@ -67,7 +67,7 @@ Reservation Domain::reserve(const RecordShape& shape, Tick now) {
   }
   const Queue queue = policy_->admit(shape.hash);
   const std::size_t bytes = RecordHeader::bytes_for(shape.key_bytes, shape.value_bytes);
-  if (bytes > large_bytes()) return append_large_locked(shape, bytes, now);
+  if (bytes > large_bytes()) return append_large_locked(queue, shape, bytes, now);
   return append_locked(queue, shape, now, false);
 }
 
@@ -135,15 +135,15 @@ Reservation Domain::write_header_locked(std::uint32_t segment, std::uint32_t off
 }
 
 // A record larger than a segment: a row of segments of its own, its first one in the queue.
-Reservation Domain::append_large_locked(const RecordShape& shape, std::size_t bytes, Tick now) {
+Reservation Domain::append_large_locked(Queue queue, const RecordShape& shape, std::size_t bytes,
+                                        Tick now) {
   const std::uint32_t size = parts_.arena.segment_bytes();
   const auto segments = static_cast<std::uint32_t>((bytes + size - 1) / size);
   if (!make_room_locked(segments, now)) return {};
-  const std::uint32_t head =
-      start_segment_locked(Queue::Main, ttl_class_of(shape.expiry, now), now);
+  const std::uint32_t head = start_segment_locked(queue, ttl_class_of(shape.expiry, now), now);
   std::uint32_t last = head;
   for (std::uint32_t i = 1; i < segments; ++i) {
-    const std::uint32_t more = start_segment_locked(Queue::Main, 0, now);
+    const std::uint32_t more = start_segment_locked(queue, 0, now);
     parts_.arena.meta(more).state.store(SegmentState::Continuation, std::memory_order_relaxed);
     parts_.arena.meta(last).next = more;
     last = more;
@@ -154,7 +154,7 @@ Reservation Domain::append_large_locked(const RecordShape& shape, std::size_t by
   row.large = 1;
   row.sequence = next_sequence_++;
   row.state.store(SegmentState::Sealed, std::memory_order_release);
-  queues_[static_cast<std::size_t>(Queue::Main)].push_back(head);
+  queues_[static_cast<std::size_t>(queue)].push_back(head);
   return reservation;
 }
 
@@ -220,11 +220,18 @@ void Domain::settle_first_fill_locked() {
   while (!small.empty() && policy_->victim(sizes_locked()) == Queue::Small) {
     const std::uint32_t oldest = small.front();
     small.pop_front();
-    SegmentMeta& row = parts_.arena.meta(oldest);
-    row.queue = static_cast<std::uint8_t>(Queue::Main);
-    --segments_in_[static_cast<std::size_t>(Queue::Small)];
-    ++segments_in_[static_cast<std::size_t>(Queue::Main)];
+    relabel_locked(oldest, Queue::Main);
     queues_[static_cast<std::size_t>(Queue::Main)].push_back(oldest);
+  }
+}
+
+// Counts a segment, and those that a large record goes on in, to another queue.
+void Domain::relabel_locked(std::uint32_t segment, Queue queue) {
+  for (; segment != SegmentMeta::kNoSegment; segment = parts_.arena.meta(segment).next) {
+    SegmentMeta& row = parts_.arena.meta(segment);
+    --segments_in_[row.queue];
+    row.queue = static_cast<std::uint8_t>(queue);
+    ++segments_in_[row.queue];
   }
 }
 
@@ -415,9 +422,7 @@ void Domain::judge_record_locked(std::uint32_t segment, std::uint32_t offset, st
   }
   kept_.add();
   if (row.large != 0) {
-    --segments_in_[row.queue];
-    row.queue = static_cast<std::uint8_t>(verdict.queue);
-    ++segments_in_[row.queue];
+    relabel_locked(segment, verdict.queue);
     row.sequence = next_sequence_++;
     queues_[row.queue].push_back(segment);
     large_kept_ = true;

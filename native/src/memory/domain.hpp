@@ -127,13 +127,15 @@ class Domain {
     return segments_in_[static_cast<std::size_t>(queue)];
   }
   Reservation append_locked(Queue queue, const RecordShape& shape, Tick now, bool evicting);
-  Reservation append_large_locked(const RecordShape& shape, std::size_t bytes, Tick now);
+  Reservation append_large_locked(Queue queue, const RecordShape& shape, std::size_t bytes,
+                                  Tick now);
   Reservation write_header_locked(std::uint32_t segment, std::uint32_t offset,
                                   const RecordShape& shape, std::size_t bytes, bool large);
   Open* open_for_locked(Queue queue, std::uint8_t ttl_class, std::size_t bytes, Tick now,
                         bool evicting);
   bool make_room_locked(std::uint32_t segments, Tick now);
   void settle_first_fill_locked();
+  void relabel_locked(std::uint32_t segment, Queue queue);
   std::uint32_t start_segment_locked(Queue queue, std::uint8_t ttl_class, Tick now);
   void seal_locked(Queue queue, std::size_t open_place);
   bool seal_any_locked();

@@ -248,34 +248,40 @@ void DramTier::remove(Namespace& ns, std::string_view key, const KeyHash& hash) 
   }
 }
 
-void DramTier::put(NamespaceIndex ns_index, std::span<const PutItem> items,
-                   std::span<WriteStatus> statuses) {
-  Namespace& ns = *namespaces_[ns_index];
-  const Tick tick = now();
+// Calls body(i, hash) for every item, some items after its bucket and ghosts were prefetched.
+template <class Body>
+void DramTier::for_each_prefetched(const Namespace& ns, std::span<const PutItem> items,
+                                   Body&& body) {
   constexpr std::size_t kAhead = 8;
   std::array<KeyHash, kAhead> hashes;
   for (std::size_t step = 0; step < items.size() + kAhead; ++step) {
-    if (step >= kAhead) {
-      const std::size_t i = step - kAhead;
-      const Outcome outcome = write(ns, items[i], hashes[i % kAhead], nullptr, tick);
-      statuses[i] = outcome == Outcome::Rejected ? WriteStatus::Rejected : WriteStatus::Stored;
-    }
+    if (step >= kAhead) body(step - kAhead, hashes[step % kAhead]);
     if (step < items.size()) {
       const KeyHash hash = hash_key(ns.seed, items[step].key);
       hashes[step % kAhead] = hash;
       index_.prefetch(index_.home_of(hash.low));
-      domains_[items[step].domain != kNoDomain ? items[step].domain : ns.first_domain]->prefetch(
-          hash.low);
+      const DomainIndex domain =
+          items[step].domain != kNoDomain ? items[step].domain : ns.router->fallback();
+      domains_[domain]->prefetch(hash.low);
     }
   }
+}
+
+void DramTier::put(NamespaceIndex ns_index, std::span<const PutItem> items,
+                   std::span<WriteStatus> statuses) {
+  Namespace& ns = *namespaces_[ns_index];
+  const Tick tick = now();
+  for_each_prefetched(ns, items, [&](std::size_t i, const KeyHash& hash) {
+    const Outcome outcome = write(ns, items[i], hash, nullptr, tick);
+    statuses[i] = outcome == Outcome::Rejected ? WriteStatus::Rejected : WriteStatus::Stored;
+  });
 }
 
 void DramTier::install(NamespaceIndex ns_index, std::span<const PutItem> items,
                        std::span<const Token> tokens, std::span<InstallStatus> statuses) {
   Namespace& ns = *namespaces_[ns_index];
   const Tick tick = now();
-  for (std::size_t i = 0; i < items.size(); ++i) {
-    const KeyHash hash = hash_key(ns.seed, items[i].key);
+  for_each_prefetched(ns, items, [&](std::size_t i, const KeyHash& hash) {
     switch (write(ns, items[i], hash, &tokens[i], tick)) {
       case Outcome::Stored:
         statuses[i] = InstallStatus::Installed;
@@ -288,7 +294,7 @@ void DramTier::install(NamespaceIndex ns_index, std::span<const PutItem> items,
         ns.tokens_void.add();
         break;
     }
-  }
+  });
 }
 
 void DramTier::erase(NamespaceIndex ns_index, std::span<const std::string_view> keys,

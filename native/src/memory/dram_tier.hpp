@@ -61,6 +61,8 @@ class DramTier {
   }
   Tick expiry_of(const Domain& domain, const PutItem& item, const Namespace& ns,
                  const KeyHash& hash, Tick tick) const noexcept;
+  template <class Body>
+  void for_each_prefetched(const Namespace& ns, std::span<const PutItem> items, Body&& body);
   Outcome write(Namespace& ns, const PutItem& item, const KeyHash& hash, const Token* token,
                 Tick tick);
   Outcome publish(Namespace& ns, Domain& domain, const PutItem& item, const Place& place,

@@ -49,6 +49,7 @@ class Router {
     const std::lock_guard lock(mutex_);
     sketch_->add(hash, times);
   }
+  DomainIndex fallback() const noexcept { return fallback_; }
   bool counts() const noexcept { return counts_; }
   std::size_t memory_bytes() const noexcept { return counts_ ? sketch_->memory_bytes() : 0; }
 

@@ -1,6 +1,7 @@
 #include "upstream/cache_node.hpp"
 
 #include <algorithm>
+#include <iterator>
 
 #include "core/hash.hpp"
 #include "core/sequence_point.hpp"
@@ -187,6 +188,7 @@ std::size_t CacheNode::ask_stores(const std::shared_ptr<PendingGet>& get,
     }
     waiting += absent[c].size();
   }
+  std::vector<std::pair<StoreQueue*, std::vector<FlightRef>>> by_store;
   for (std::size_t c = 0; c < absent.size(); ++c) {
     if (absent[c].empty()) continue;
     const NamespaceIndex ns = get->columns[c].ns;
@@ -205,8 +207,18 @@ std::size_t CacheNode::ask_stores(const std::shared_ptr<PendingGet>& get,
     }
     FC_SEQUENCE_POINT("node:flights_started");
     drop_already_cached(ns, started);
-    link.store->push(FetchPriority::Live, started);
-    for (const FlightRef& refused : started) end_flight(refused, CellStatus::Throttled, {});
+    // All columns of a store go to it together: one call may answer several namespaces.
+    const auto found = std::find_if(by_store.begin(), by_store.end(),
+                                    [&](const auto& entry) { return entry.first == link.store; });
+    if (found == by_store.end()) {
+      by_store.emplace_back(link.store, std::move(started));
+    } else {
+      std::move(started.begin(), started.end(), std::back_inserter(found->second));
+    }
+  }
+  for (auto& [store, flights] : by_store) {
+    store->push(FetchPriority::Live, flights);
+    for (const FlightRef& refused : flights) end_flight(refused, CellStatus::Throttled, {});
   }
   return waiting;
 }

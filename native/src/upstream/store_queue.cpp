@@ -25,10 +25,7 @@ class StoreQueue::Batch final : public FetchBatch {
       groups_.back().keys.push_back(flight->key);
     }
   }
-  ~Batch() override {
-    fail(CellStatus::Error);
-    queue_->returned(*this);
-  }
+  ~Batch() override { fail(CellStatus::Error); }
 
   const std::vector<Group>& groups() const noexcept override { return groups_; }
   std::size_t key_count() const noexcept override { return flights_.size(); }
@@ -38,6 +35,8 @@ class StoreQueue::Batch final : public FetchBatch {
     return std::max(0.0, static_cast<double>(queue_->config_.timeout_ms) * 1e-3 - spent);
   }
   void complete(FetchAnswer answer) override {
+    // The store is done with this call, whoever keeps the batch.
+    give_slot_back();
     if (!claim()) {
       queue_->late_.add();
       return;
@@ -47,6 +46,7 @@ class StoreQueue::Batch final : public FetchBatch {
     queue_->deliver_(flights_, &answer, CellStatus::Error);
   }
   void fail(CellStatus status) override {
+    give_slot_back();
     if (!claim()) return;
     queue_->call_seconds_.record_ns(monotonic_ns() - taken_ns);
     queue_->deliver_(flights_, nullptr, status);
@@ -63,11 +63,16 @@ class StoreQueue::Batch final : public FetchBatch {
  private:
   bool claim() noexcept { return !ended_.exchange(true, std::memory_order_acq_rel); }
 
+  void give_slot_back() {
+    if (!slot_given_back_.exchange(true, std::memory_order_acq_rel)) queue_->returned(*this);
+  }
+
   const std::shared_ptr<StoreQueue> queue_;
   std::vector<FlightRef> flights_;
   std::vector<Group> groups_;
   const FetchPriority priority_;
   std::atomic<bool> ended_{false};
+  std::atomic<bool> slot_given_back_{false};
 };
 
 StoreQueue::StoreQueue(const StoreConfig& config, NamespaceName name_of, Deliver deliver)
