@@ -4,6 +4,7 @@
 needs; `Daemon` puts listeners, metrics and a life cycle around it.
 """
 
+import functools
 import importlib.metadata
 import json
 import logging
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 _JOIN_STORES_S = 2.0  # how long a stop waits for store calls that run
 _JOIN_DRAIN_S = 1.0
-_DRAIN_SLACK_S = 5.0  # beyond a drain's own timeout, should it not keep to it
+_DRAIN_GRACE_S = 2.0  # for the last replies, beyond a drain's timeout
 
 
 class StartError(Exception):
@@ -121,7 +122,7 @@ class Pipeline:
 class Outcome:
     """How a daemon ended."""
 
-    drained: bool = False  # every accepted request got its reply
+    drained: bool = False  # every accepted request got its reply, be it of TIMED_OUT cells
     threads_left: bool = False  # a native or store call still runs in a daemonic thread
 
 
@@ -169,7 +170,7 @@ class Daemon:
             except (OSError, ValueError, RuntimeError) as error:
                 raise StartError(getattr(error, "strerror", None) or str(error)) from error
             self._announce(stack, notifier)
-            outcome.drained = self._serve(notifier, server)
+            outcome.drained = self._serve(notifier, server, pipeline)
             if not outcome.drained:
                 # What waits for a store is answered now, so that no listener waits for it to end.
                 pipeline.halt()
@@ -229,8 +230,9 @@ class Daemon:
         _log.info("%s", line)
         notifier.ready(line)
 
-    def _serve(self, notifier: Notifier, server: Server) -> bool:
+    def _serve(self, notifier: Notifier, server: Server, pipeline: Pipeline) -> bool:
         """The main thread's loop; True when the drain answered every accepted request."""
+        drain = functools.partial(self._drain, notifier, server, pipeline)
         # Half the interval, as sd_watchdog_enabled(3) advises.
         beat_s = self._manager.watchdog_seconds / 2 or None
         while True:
@@ -241,8 +243,7 @@ class Daemon:
                 case StopSignal(name) if self._signals == 0:
                     self._signals = 1
                     if self.lifecycle.state is State.SERVING:
-                        reason = f"{name} received"
-                        self._drain(notifier, server, self._config.drain_timeout, reason)
+                        drain(self._config.drain_timeout, f"{name} received")
                     else:
                         _log.info("%s received: draining already; one more stops at once", name)
                 case StopSignal(name):
@@ -252,13 +253,20 @@ class Daemon:
                     return False
                 case DrainRequest(timeout_s) if self.lifecycle.state is State.SERVING:
                     seconds = self._config.drain_timeout if timeout_s is None else timeout_s
-                    self._drain(notifier, server, seconds, "an operator asks for it")
+                    drain(seconds, "an operator asks for it")
                 case Drained(complete):
                     if not complete:
-                        _log.warning("the drain ran out of time; accepted requests were cancelled")
+                        _log.warning("accepted requests had to be cancelled")
                     return complete
 
-    def _drain(self, notifier: Notifier, server: Server, timeout_s: float, reason: str) -> None:
+    def _drain(
+        self,
+        notifier: Notifier,
+        server: Server,
+        pipeline: Pipeline,
+        timeout_s: float,
+        reason: str,
+    ) -> None:
         self.lifecycle.advance(State.DRAINING)
         line = f"draining for at most {format_duration(timeout_s)}: {reason}"
         _log.info("%s", line)
@@ -268,16 +276,23 @@ class Daemon:
         def drain() -> None:
             complete = False
             try:
-                complete = server.drain(timeout_s)
+                # When the time is over, what still waits for a store is answered TIMED_OUT; the
+                # server gets a little longer to bring these replies home.
+                complete = server.drain(timeout_s + _DRAIN_GRACE_S)
             except Exception:
                 _log.exception("the drain failed")
+            time_over.cancel()
             self._inbox.put(Drained(complete))
 
+        def give_up() -> None:
+            _log.warning("the drain's time is over: what still waits is answered TIMED_OUT")
+            pipeline.halt()
+
+        time_over = threading.Timer(timeout_s, give_up)
+        time_over.daemon = True
+        time_over.start()
         self._drain_thread = threading.Thread(target=drain, name="drain", daemon=True)
         self._drain_thread.start()
-        watch = threading.Timer(timeout_s + _DRAIN_SLACK_S, self._inbox.put, [Drained(False)])
-        watch.daemon = True
-        watch.start()
 
     def _state(self) -> str:
         return self.lifecycle.state.value

@@ -9,6 +9,7 @@ The same config file and the same client API as with a daemon, and no network be
 listens: where metrics are wanted, `samples` and `histograms` give what a daemon shows at /metrics.
 """
 
+import weakref
 from pathlib import Path
 from types import TracebackType
 
@@ -35,6 +36,9 @@ class EmbeddedCache:
         settings = config if isinstance(config, Config) else load_config(Path(config))
         self._pipeline = Pipeline(settings)
         self._client = Client(self._pipeline.node)
+        # An interpreter that ends under threads that wait in native code aborts the process, so a
+        # cache that nobody closed is closed before.
+        self._finalizer = weakref.finalize(self, self._pipeline.close)
 
     @property
     def client(self) -> Client:
@@ -75,7 +79,7 @@ class EmbeddedCache:
         A store call that still runs then is left behind in its daemonic thread.
         """
         self._client.close()
-        self._pipeline.close()
+        self._finalizer()
 
     def __enter__(self) -> "EmbeddedCache":
         return self
