@@ -1,10 +1,28 @@
 #include <grpcpp/grpcpp.h>
 
+#include <exception>
+
 #include "bindings.hpp"
 
 namespace py = pybind11;
 
+namespace {
+
+// The global translator belongs to whichever pybind11 module was imported first, and one that was
+// built by another pybind11 does not recognise our py::value_error and the like: it would turn them
+// into RuntimeError. A translator of our own comes before it.
+void translate(std::exception_ptr raised) {
+  try {
+    std::rethrow_exception(raised);
+  } catch (const py::builtin_exception& exception) {
+    exception.set_error();
+  }
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_native, module) {
+  py::register_local_exception_translator(&translate);
   module.doc() = "The native data plane: engine, request path, gRPC server and client transport.";
   bind_config(module);
   bind_client(module);
