@@ -14,9 +14,7 @@ class ManualClock final : public Clock {
   static constexpr std::uint64_t kTickMs = std::uint64_t{1} << kTickShift;
 
   explicit ManualClock(std::uint64_t start_ms = 1'000'000) : now_ms_(start_ms) {}
-  std::uint64_t now_ms() const noexcept override {
-    return now_ms_.load(std::memory_order_relaxed);
-  }
+  std::uint64_t now_ms() const noexcept override { return now_ms_.load(std::memory_order_relaxed); }
   void advance(std::uint64_t ms) noexcept { now_ms_.fetch_add(ms, std::memory_order_relaxed); }
 
  private:
