@@ -31,6 +31,7 @@ probe() {
     command) command -v "$what" >/dev/null ;;
     pkgconfig) command -v pkg-config >/dev/null && pkg-config --exists "$what" ;;
     file) [[ -e "$what" ]] ;;
+    library) [[ "$(PATH="$PATH:/sbin:/usr/sbin" ldconfig -p)" == *"$what"* ]] ;;
     python)
       local python
       python="$(tools/find_python.sh 2>/dev/null)" || return 1
