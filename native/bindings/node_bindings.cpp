@@ -426,8 +426,14 @@ class PyServer {
     config.max_message_bytes = max_message_bytes;
     config.reflection = reflection;
     Node& target = owner_.cast<PyNode&>().node();
-    py::gil_scoped_release release;
-    server_ = make_server(target, config);
+    try {
+      py::gil_scoped_release release;
+      server_ = make_server(target, config);
+    } catch (const std::system_error& error) {
+      const py::object args = py::make_tuple(error.code().value(), error.what());
+      PyErr_SetObject(PyExc_OSError, args.ptr());
+      throw py::error_already_set();
+    }
   }
   ~PyServer() {
     py::gil_scoped_release release;
@@ -509,15 +515,6 @@ void bind_node(py::module_& module) {
       .def("samples", [](const PyNode& node) { return node.collect().samples; })
       .def("histograms", [](const PyNode& node) { return node.collect().histograms; })
       .def("stop", &PyNode::stop);
-  py::register_exception_translator([](std::exception_ptr raised) {
-    try {
-      if (raised) std::rethrow_exception(raised);
-    } catch (const std::system_error& error) {
-      py::object os_error =
-          py::reinterpret_borrow<py::object>(PyExc_OSError)(error.code().value(), error.what());
-      PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(os_error.ptr())), os_error.ptr());
-    }
-  });
   py::class_<PyServer>(module, "Server")
       .def(py::init<py::object, std::vector<std::string>, std::uint64_t, bool>(), "node"_a,
            "addresses"_a, py::kw_only(), "max_message_bytes"_a = 64 << 20, "reflection"_a = true)
