@@ -76,6 +76,7 @@ void DramTier::get(GetColumn& column) {
   Namespace& ns = *namespaces_[column.ns];
   GetTally tally(ns);
   const Tick tick = now();
+  column.values->reserve(1);  // so that an empty value, too, is copied to an address that exists
   for (std::size_t begin = 0; begin < column.keys.size(); begin += kChunk) {
     const EpochGuard epoch(epochs_);
     tally.incarnation = ns.incarnation.load(std::memory_order_acquire);
