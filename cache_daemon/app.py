@@ -20,8 +20,9 @@ from pydantic import ValidationError
 
 from cache_daemon._native import Node, Server, build_info
 from cache_daemon.admin import AdminServer, DaemonStatus, DomainInfo, NamespaceInfo, StoreInfo
-from cache_daemon.config import Config, ServiceManager
+from cache_daemon.config import Config, ConfigError, ServiceManager
 from cache_daemon.config_node import node_config
+from cache_daemon.config_problem import Problem
 from cache_daemon.config_units import format_duration, format_size
 from cache_daemon.fetch import FetchLoop
 from cache_daemon.http import HttpServer
@@ -68,7 +69,7 @@ class Pipeline:
                     "give memory.size less, or the machine (or its /dev/shm) more"
                 ) from error
             except ValueError as error:
-                raise StartError(f"the engine refuses the settings: {error}") from error
+                raise ConfigError([Problem((), f"the engine refuses it: {error}")]) from error
             undo.callback(self.halt)
             for name, store in self.stores.items():
                 concurrency = config.stores[name].guard.concurrency

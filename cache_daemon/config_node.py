@@ -11,7 +11,10 @@ from cache_daemon.config_units import Budget, format_size
 
 __all__ = ["budgets", "node_config"]
 
-_ROUNDS_MAX = 4
+_ROUNDS_MAX = 8
+# The engine's own limits (native/src/core/layout.hpp), here so that an error names the key.
+_DOMAIN_SEGMENTS_MIN = 4
+_AUTO_SEGMENT_BYTES_MIN = 16 << 10
 
 
 def budgets(config: Config) -> dict[tuple[str, str], int]:
@@ -25,17 +28,28 @@ def budgets(config: Config) -> dict[tuple[str, str], int]:
         for domain_name, domain in namespace.domains.items()
     }
     # What index and tables take depends a little on the domains' sizes, and shares depend on what
-    # they leave: start from shares of the whole memory and go on until both agree.
-    resolved = {key: budget.bytes_of(config.memory.size) for key, budget in asked.items()}
-    arena_bytes = 0
+    # they leave: start from shares of the whole memory and go down until both agree.
+    arena_bytes = config.memory.size
+    resolved: dict[tuple[str, str], int] = {}
     for _ in range(_ROUNDS_MAX):
-        before, arena_bytes = arena_bytes, _arena_bytes(config, resolved)
+        resolved = {key: budget.bytes_of(arena_bytes) for key, budget in asked.items()}
+        before, arena_bytes = arena_bytes, min(arena_bytes, _arena_bytes(config, resolved))
         if arena_bytes == before:
             break
-        resolved = {key: budget.bytes_of(arena_bytes) for key, budget in asked.items()}
     total = sum(resolved.values())
     if total > arena_bytes:
         raise ConfigError([_over(asked, total, arena_bytes, config.memory.size)])
+    least = _DOMAIN_SEGMENTS_MIN * (config.memory.segment_size or _AUTO_SEGMENT_BYTES_MIN)
+    small = [
+        Problem(
+            ("namespaces", namespace, "domains", domain, "budget"),
+            f"{asked[namespace, domain]} is {size} bytes here; the least is {format_size(least)}",
+        )
+        for (namespace, domain), size in resolved.items()
+        if size < least
+    ]
+    if small:
+        raise ConfigError(small)
     return resolved
 
 

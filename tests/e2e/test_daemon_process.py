@@ -484,7 +484,7 @@ def test_a_directory_that_is_not_there_is_told(config: dict[str, Any], launch: S
         ("32MiB", "40MiB", ["namespaces", "more than memory.size"]),
         ("32MiB", "31.9MiB", ["namespaces", "index and tables leave"]),
         ("64KiB", "60%", ["memory.size", "at least 1MiB"]),
-        ("8MiB", "20KiB", ["domain"]),
+        ("8MiB", "20KiB", ["namespaces.pin.domains.main.budget", "the least is 64KiB"]),
     ],
 )
 def test_a_budget_beyond_memory_is_a_config_error(
