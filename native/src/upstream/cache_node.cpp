@@ -17,6 +17,18 @@ constexpr const char* kStatusNames[kCellStatusCount] = {
     "UNSPECIFIED", "HIT_DRAM",  "HIT_NVM",   "FETCHED",     "SPECULATIVE", "NOT_FOUND",
     "MISS",        "TIMED_OUT", "THROTTLED", "WRONG_SHARD", "ERROR"};
 
+CellStatus status_of(const FetchedValue& value) noexcept {
+  switch (value.kind) {
+    case FetchedValue::Kind::Found:
+      return CellStatus::Fetched;
+    case FetchedValue::Kind::NotFound:
+      return CellStatus::NotFound;
+    case FetchedValue::Kind::Garbled:
+      break;
+  }
+  return CellStatus::Error;
+}
+
 CallStatus invalid(std::string message) {
   return {CallStatus::InvalidArgument, std::move(message)};
 }
@@ -117,6 +129,7 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
   }
   std::vector<std::vector<Absent>> absent(columns);
   std::vector<std::vector<Absent>> refresh(columns);
+  const std::uint64_t ended_before = flights_.ended();
   look_up(*get, absent, refresh);
   engine_seconds_.record_ns(monotonic_ns() - started);
 
@@ -140,7 +153,7 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
       }
       const std::uint64_t wait_ns = (timeout_ms != 0 ? timeout_ms : fetch_timeout_ms) * 1'000'000;
       const std::uint64_t margin = std::min(kReplyMarginNs, wait_ns / kReplyMarginShare);
-      waiting = ask_stores(get, hints, absent);
+      waiting = ask_stores(get, hints, absent, ended_before);
       if (waiting != 0) deadlines_->add(started + wait_ns - margin, get);
     }
   }
@@ -179,7 +192,8 @@ void CacheNode::look_up(PendingGet& get, std::vector<std::vector<Absent>>& absen
 
 std::size_t CacheNode::ask_stores(const std::shared_ptr<PendingGet>& get,
                                   const std::vector<DomainIndex>& hints,
-                                  const std::vector<std::vector<Absent>>& absent) {
+                                  const std::vector<std::vector<Absent>>& absent,
+                                  std::uint64_t ended_before) {
   std::size_t waiting = 0;
   // Every cell that waits is marked before the first flight can answer one.
   for (std::size_t c = 0; c < absent.size(); ++c) {
@@ -206,7 +220,7 @@ std::size_t CacheNode::ask_stores(const std::shared_ptr<PendingGet>& get,
       }
     }
     FC_SEQUENCE_POINT("node:flights_started");
-    drop_already_cached(ns, started);
+    if (flights_.ended() != ended_before) drop_already_cached(ns, started);
     // All columns of a store go to it together: one call may answer several namespaces.
     const auto found = std::find_if(by_store.begin(), by_store.end(),
                                     [&](const auto& entry) { return entry.first == link.store; });
@@ -299,7 +313,23 @@ void CacheNode::deliver(std::vector<FlightRef>& flights, FetchAnswer* answer, Ce
     return;
   }
   const auto bytes = std::make_shared<const Buffer>(std::move(answer->bytes));
-  // Into the cache first: a get that comes after the flight has ended must find the value.
+  const auto answer_all = [&](const std::vector<Waiter>& waiters, const FetchedValue& value) {
+    for (const Waiter& waiter : waiters) {
+      waiter.get->answer(waiter.column, waiter.position, status_of(value),
+                         value.kind == FetchedValue::Kind::Found
+                             ? SharedValue{bytes, value.offset, value.size}
+                             : SharedValue{});
+    }
+  };
+  // Who waits is answered first. The flights end after their values are in the cache: until then
+  // a get joins them, from then on it finds the value.
+  std::vector<Waiter> waiters;
+  for (std::size_t i = 0; i < flights.size(); ++i) {
+    waiters.clear();
+    flights_.take_waiters(flights[i], waiters);
+    answer_all(waiters, answer->values[i]);
+  }
+  FC_SEQUENCE_POINT("node:answered");
   for (std::size_t begin = 0; begin < flights.size();) {
     std::size_t end = begin + 1;
     while (end < flights.size() && flights[end]->ns == flights[begin]->ns) ++end;
@@ -308,18 +338,9 @@ void CacheNode::deliver(std::vector<FlightRef>& flights, FetchAnswer* answer, Ce
   }
   FC_SEQUENCE_POINT("node:installed");
   for (std::size_t i = 0; i < flights.size(); ++i) {
-    const FetchedValue& value = answer->values[i];
-    switch (value.kind) {
-      case FetchedValue::Kind::Found:
-        end_flight(flights[i], CellStatus::Fetched, {bytes, value.offset, value.size});
-        break;
-      case FetchedValue::Kind::NotFound:
-        end_flight(flights[i], CellStatus::NotFound, {});
-        break;
-      case FetchedValue::Kind::Garbled:
-        end_flight(flights[i], CellStatus::Error, {});
-        break;
-    }
+    waiters.clear();
+    flights_.end(flights[i], waiters);
+    answer_all(waiters, answer->values[i]);
   }
 }
 

@@ -1,8 +1,9 @@
 // The node: decode → engine → single flight → store queues → encode.
 //
-// A BatchGet that is answered by the engine ends in the caller's thread. Absent keys join flights;
-// a flight that was started looks into the engine once more before it is queued (an older flight of
-// the same key may have ended in between), so concurrent misses of a key cost one fetch.
+// A BatchGet that is answered by the engine ends in the caller's thread. Absent keys join flights.
+// When a flight has ended since the lookup, the flights that were started look into the engine once
+// more before they are queued (the one that ended may have been theirs): concurrent misses of a key
+// cost one fetch.
 #pragma once
 
 #include <atomic>
@@ -51,7 +52,8 @@ class CacheNode final : public Node {
   // Asks the stores for what is absent; returns how many cells will be answered.
   std::size_t ask_stores(const std::shared_ptr<PendingGet>& get,
                          const std::vector<DomainIndex>& hints,
-                         const std::vector<std::vector<Absent>>& absent);
+                         const std::vector<std::vector<Absent>>& absent,
+                         std::uint64_t ended_before);
   void drop_already_cached(NamespaceIndex ns, std::vector<FlightRef>& flights);
   void refresh_ahead(NamespaceIndex ns, const std::vector<std::string_view>& keys,
                      const std::vector<Absent>& hot);

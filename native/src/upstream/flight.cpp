@@ -1,5 +1,7 @@
 #include "upstream/flight.hpp"
 
+#include <iterator>
+
 namespace fc {
 
 FlightTable::Joined FlightTable::join(NamespaceIndex ns, std::string_view key, std::uint64_t hash,
@@ -28,14 +30,24 @@ FlightTable::Joined FlightTable::join(NamespaceIndex ns, std::string_view key, s
   return Joined::Started;
 }
 
+void FlightTable::take_waiters(const FlightRef& flight, std::vector<Waiter>& waiters) {
+  Shard& shard = shard_of(flight->hash);
+  const std::lock_guard lock(shard.mutex);
+  if (flight->ended) return;
+  std::move(flight->waiters.begin(), flight->waiters.end(), std::back_inserter(waiters));
+  flight->waiters.clear();
+}
+
 bool FlightTable::end(const FlightRef& flight, std::vector<Waiter>& waiters) {
   Shard& shard = shard_of(flight->hash);
   const std::lock_guard lock(shard.mutex);
   if (flight->ended) return false;
   flight->ended = true;
+  ended_.fetch_add(1, std::memory_order_seq_cst);
   const auto found = shard.flights.find(KeyOf{flight->ns, flight->key, flight->hash});
   if (found != shard.flights.end() && found->second == flight) shard.flights.erase(found);
-  waiters = std::move(flight->waiters);
+  std::move(flight->waiters.begin(), flight->waiters.end(), std::back_inserter(waiters));
+  flight->waiters.clear();
   return true;
 }
 

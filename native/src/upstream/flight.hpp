@@ -7,6 +7,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -49,8 +50,13 @@ class FlightTable {
   // an existing flight answers Existing and nothing is added.
   Joined join(NamespaceIndex ns, std::string_view key, std::uint64_t hash, Token token,
               const Waiter* waiter, FlightRef& flight);
-  // Ends a flight: takes it out of the table and hands out who waited. False when it had ended.
+  // Hands out who waits by now; the flight goes on, and who comes later joins it still.
+  void take_waiters(const FlightRef& flight, std::vector<Waiter>& waiters);
+  // Ends a flight: takes it out of the table and hands out who waits. False when it had ended.
   bool end(const FlightRef& flight, std::vector<Waiter>& waiters);
+  // How many flights have ended. A key that was absent when this was read, and whose flight starts
+  // while it still reads the same, cannot have been installed by a flight in between.
+  std::uint64_t ended() const noexcept { return ended_.load(std::memory_order_seq_cst); }
   std::size_t size() const noexcept;
 
   Counter started;
@@ -77,6 +83,7 @@ class FlightTable {
   Shard& shard_of(std::uint64_t hash) noexcept { return shards_[(hash >> 40) % kShards]; }
 
   std::array<Shard, kShards> shards_;
+  std::atomic<std::uint64_t> ended_{0};
 };
 
 }  // namespace fc
