@@ -14,6 +14,8 @@
 namespace fc::testing {
 
 struct EngineFactory {
+  friend void PrintTo(const EngineFactory& factory, std::ostream* to) { *to << factory.name; }
+
   std::string name;
   // Maintained by calls of maintain() alone.
   std::function<std::unique_ptr<Engine>(const EngineConfig&, const Clock&)> make;

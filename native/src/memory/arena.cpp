@@ -77,7 +77,7 @@ void Arena::retire(std::uint32_t segment, EpochManager& epochs) {
   row.state.store(SegmentState::Limbo, std::memory_order_relaxed);
   row.sequence = 0;
   row.large = 0;
-  row.next = SegmentMeta::kNoSegment;
+  // `next` stays until the segment starts anew: a reader may be on its way through a large value.
   const std::lock_guard lock(mutex_);
   limbo_.push_back({segment, epochs.retire()});
   collect_locked(epochs);

@@ -39,6 +39,7 @@ struct alignas(64) SegmentMeta {
   std::atomic<std::uint32_t> writers{0};     // reserved but not yet published
   std::uint32_t next = kNoSegment;           // of a large record
   Tick opened = 0;
+  Tick due = kForever;         // when the memory of the first item to expire is to be back
   Tick last_expiry = 0;        // kForever when an item does not expire
   std::uint64_t sequence = 0;  // order in its queue; 0 when free
 };

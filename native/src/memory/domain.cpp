@@ -105,13 +105,14 @@ Reservation Domain::append_locked(Queue queue, const RecordShape& shape, Tick no
   const std::uint32_t segment = open->segment;
   SegmentMeta& row = parts_.arena.meta(segment);
   const std::uint32_t offset = row.used;
-  const Reservation reservation = write_header_locked(segment, offset, shape, bytes, false);
+  const Reservation reservation = write_header_locked(segment, offset, shape, bytes, now);
   row.used = offset + static_cast<std::uint32_t>(bytes);
   return reservation;
 }
 
 Reservation Domain::write_header_locked(std::uint32_t segment, std::uint32_t offset,
-                                        const RecordShape& shape, std::size_t bytes, bool large) {
+                                        const RecordShape& shape, std::size_t bytes, Tick now) {
+  const bool large = bytes > large_bytes();
   SegmentMeta& row = parts_.arena.meta(segment);
   Reservation reservation;
   reservation.segment = segment;
@@ -127,6 +128,8 @@ Reservation Domain::write_header_locked(std::uint32_t segment, std::uint32_t off
     row.last_expiry = SegmentMeta::kForever;
   } else {
     row.last_expiry = std::max(row.last_expiry, shape.expiry);
+    const Tick ttl = shape.expiry > now ? shape.expiry - now : 1;
+    row.due = std::min(row.due, now + ttl + ttl / 8 * 7);
   }
   row.writers.fetch_add(1, std::memory_order_relaxed);
   row.live_bytes.fetch_add(static_cast<std::uint32_t>(bytes), std::memory_order_relaxed);
@@ -148,7 +151,7 @@ Reservation Domain::append_large_locked(Queue queue, const RecordShape& shape, s
     parts_.arena.meta(last).next = more;
     last = more;
   }
-  const Reservation reservation = write_header_locked(head, 0, shape, bytes, true);
+  const Reservation reservation = write_header_locked(head, 0, shape, bytes, now);
   SegmentMeta& row = parts_.arena.meta(head);
   row.used = size;
   row.large = 1;
@@ -246,6 +249,7 @@ std::uint32_t Domain::start_segment_locked(Queue queue, std::uint8_t ttl_class, 
   row.next = SegmentMeta::kNoSegment;
   row.opened = now;
   row.last_expiry = 0;
+  row.due = SegmentMeta::kForever;
   row.live_bytes.store(0, std::memory_order_relaxed);
   parts_.arena.set_domain(segment, index_);
   row.state.store(SegmentState::Open, std::memory_order_release);
@@ -510,20 +514,25 @@ void Domain::maintain(Tick now) {
     auto& open = open_[static_cast<std::size_t>(queue)];
     for (std::size_t i = open.size(); i-- > 0;) {
       const SegmentMeta& row = parts_.arena.meta(open[i].segment);
+      if (row.due <= now) {
+        seal_locked(queue, i);
+        continue;
+      }
       if (open[i].ttl_class == kForeverClass || row.used == 0) continue;
       if (now - row.opened >= std::max<Tick>(1, shortest_ttl_of(open[i].ttl_class) / 4)) {
         seal_locked(queue, i);
       }
     }
     auto& sealed = queues_[static_cast<std::size_t>(queue)];
-    std::vector<std::uint32_t> expired;
+    std::vector<std::uint32_t> due;
     std::erase_if(sealed, [&](std::uint32_t segment) {
       const SegmentMeta& row = parts_.arena.meta(segment);
-      if (row.last_expiry == SegmentMeta::kForever || row.last_expiry > now) return false;
-      expired.push_back(segment);
+      if (row.due > now && row.last_expiry > now) return false;
+      due.push_back(segment);
       return true;
     });
-    for (const std::uint32_t segment : expired) empty_locked(segment, now, Purpose::Drop);
+    // What has expired goes; what was put beside it for want of a segment of its class moves on.
+    for (const std::uint32_t segment : due) empty_locked(segment, now, Purpose::Compact);
   }
 }
 

@@ -3,7 +3,9 @@
 //
 // Segments are kept apart by time to live (classes half an octave wide) and sealed when they have
 // been open for a quarter of it, so that a whole segment expires together and its bytes come back
-// without any read: at the latest (1/4 + 3/2) TTL after an item was written.
+// without any read: at the latest (1/4 + 3/2) TTL after an item was written. Where there are more
+// classes than open segments, items of several share one: it is compacted when 15/8 of the shortest
+// TTL in it have passed.
 //
 // Rules
 //   - Open segments are never evicted. A sealed one is evicted only when its writers are done, and
@@ -130,7 +132,7 @@ class Domain {
   Reservation append_large_locked(Queue queue, const RecordShape& shape, std::size_t bytes,
                                   Tick now);
   Reservation write_header_locked(std::uint32_t segment, std::uint32_t offset,
-                                  const RecordShape& shape, std::size_t bytes, bool large);
+                                  const RecordShape& shape, std::size_t bytes, Tick now);
   Open* open_for_locked(Queue queue, std::uint8_t ttl_class, std::size_t bytes, Tick now,
                         bool evicting);
   bool make_room_locked(std::uint32_t segments, Tick now);

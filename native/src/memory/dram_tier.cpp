@@ -25,6 +25,7 @@ DramTier::DramTier(const EngineConfig& config, const Clock& clock)
     auto ns = std::make_unique<Namespace>();
     ns->name = ns_config.name;
     ns->seed = namespace_seed(ns_config.name);
+    ns->incarnation.store(new_incarnation(), std::memory_order_relaxed);
     ns->negative_ttl_ms = ns_config.negative_ttl_ms;
     ns->first_domain = static_cast<DomainIndex>(domains_.size());
     ns->domain_count = static_cast<DomainIndex>(ns_config.domains.size());
@@ -196,6 +197,22 @@ DramTier::Outcome DramTier::write(Namespace& ns, const PutItem& item, const KeyH
   return outcome;
 }
 
+// Raises a write version when the write is visible, and not before: a lookup that took its token
+// earlier has a void one, a lookup that takes it later sees the write. Raised first, a lookup in
+// between would miss the write and still hold a token that outlives it.
+class DramTier::VersionRaiser {
+ public:
+  explicit VersionRaiser(std::atomic<std::uint32_t>* version) noexcept : version_(version) {}
+  ~VersionRaiser() {
+    if (version_ != nullptr) version_->fetch_add(1, std::memory_order_acq_rel);
+  }
+  VersionRaiser(const VersionRaiser&) = delete;
+  VersionRaiser& operator=(const VersionRaiser&) = delete;
+
+ private:
+  std::atomic<std::uint32_t>* const version_;  // null: nothing to raise
+};
+
 DramTier::Outcome DramTier::publish(Namespace& ns, Domain& domain, const PutItem& item,
                                     const Place& place, std::uint64_t hash,
                                     const Reservation& reservation, std::uint16_t incarnation,
@@ -206,12 +223,13 @@ DramTier::Outcome DramTier::publish(Namespace& ns, Domain& domain, const PutItem
   const PairLock pair(index_, place);
   std::atomic<std::uint32_t>& version = write_version(hash);
   const bool flushed = ns.incarnation.load(std::memory_order_relaxed) != incarnation;
-  if (token == nullptr) {
-    version.fetch_add(1, std::memory_order_acq_rel);
-    if (flushed) return Outcome::TokenVoid;  // stored, then flushed: nothing is left of it
-  } else if (flushed || version.load(std::memory_order_relaxed) != token->write_version) {
+  if (token != nullptr &&
+      (flushed || version.load(std::memory_order_relaxed) != token->write_version)) {
     return Outcome::TokenVoid;
   }
+  const VersionRaiser raiser(token == nullptr ? &version : nullptr);
+  if (flushed) return Outcome::TokenVoid;  // stored, then flushed: nothing is left of it
+  FC_SEQUENCE_POINT("write:publishing");
   if (Slot* slot = find_key_locked(ns, place, item.key)) {
     const Entry old(slot->load(std::memory_order_relaxed));
     domain.count_in(record);
@@ -242,7 +260,8 @@ void DramTier::remove(Namespace& ns, std::string_view key, const KeyHash& hash) 
   const Place place = index_.place_of(hash.low);
   const EpochGuard epoch(epochs_);
   const PairLock pair(index_, place);
-  write_version(hash.low).fetch_add(1, std::memory_order_acq_rel);
+  const VersionRaiser raiser(&write_version(hash.low));
+  FC_SEQUENCE_POINT("erase:removing");
   if (Slot* slot = find_key_locked(ns, place, key)) {
     supersede_locked(*slot, Entry(slot->load(std::memory_order_relaxed)), 0);
   }
@@ -318,13 +337,24 @@ bool DramTier::token_alive(NamespaceIndex ns_index, std::string_view key,
 // ---- operators
 // -----------------------------------------------------------------------------------
 
+// A number that no namespace has now; 0 is none. Whoever had it before was flushed since: no record
+// is left of that time. For the holder of resize_mutex_, or before there are other threads.
+std::uint16_t DramTier::new_incarnation() noexcept {
+  for (;;) {
+    const std::uint16_t candidate = ++last_incarnation_;
+    bool taken = candidate == 0;
+    for (const auto& ns : namespaces_) {
+      taken |= ns->incarnation.load(std::memory_order_relaxed) == candidate;
+    }
+    if (!taken) return candidate;
+  }
+}
+
 std::uint64_t DramTier::flush(NamespaceIndex ns_index) {
   Namespace& ns = *namespaces_[ns_index];
   const std::lock_guard lock(resize_mutex_);
-  // From here on every older record is invisible; 0 is never an incarnation.
-  std::uint16_t next = static_cast<std::uint16_t>(ns.incarnation.load() + 1);
-  if (next == 0) next = 1;
-  ns.incarnation.store(next, std::memory_order_seq_cst);
+  // From here on every older record is invisible.
+  ns.incarnation.store(new_incarnation(), std::memory_order_seq_cst);
   FC_SEQUENCE_POINT("flush:hidden");
   std::uint64_t dropped = 0;
   for (DomainIndex d = 0; d < ns.domain_count; ++d) {

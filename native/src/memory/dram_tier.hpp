@@ -7,6 +7,9 @@
 // acknowledged write never enters ("Late results lose"). Two keys may share a stripe: then a
 // fetched value is served but not kept, and counted.
 //
+// No two namespaces have one incarnation, so a record's incarnation also says whose it is: the
+// index is shared, and one key of two namespaces may meet in it.
+//
 // Flush starts a new incarnation first (every older record is invisible from then on), then takes
 // the segments back. A put that raced with it checks the incarnation again under the pair's locks.
 #pragma once
@@ -51,6 +54,7 @@ class DramTier {
     std::uint64_t negative_ttl_ms = 0;
   };
   struct GetTally;
+  class VersionRaiser;
   enum class Outcome : std::uint8_t { Stored, Rejected, TokenVoid };
 
   Tick now() const noexcept {
@@ -72,6 +76,7 @@ class DramTier {
   void supersede_locked(Slot& slot, Entry entry, std::uint64_t replacement) noexcept;
   // The slot of the key, whatever its expiry; for the holder of its PairLock inside an epoch.
   Slot* find_key_locked(const Namespace& ns, const Place& place, std::string_view key) noexcept;
+  std::uint16_t new_incarnation() noexcept;
   std::uint64_t entry_budget_for(std::uint32_t segments) const noexcept;
 
   // get.cpp
@@ -97,7 +102,8 @@ class DramTier {
   std::vector<std::unique_ptr<Namespace>> namespaces_;  // fixed after construction
   std::vector<std::unique_ptr<Domain>> domains_;        // fixed after construction
   std::unordered_map<std::string_view, NamespaceIndex> by_name_;
-  std::mutex resize_mutex_;  // one resize or flush at a time
+  std::mutex resize_mutex_;             // one resize or flush at a time
+  std::uint16_t last_incarnation_ = 0;  // guarded by resize_mutex_
   Counter no_slot_;
   Counter displaced_;
 };

@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <array>
 
+#include "core/sequence_point.hpp"
 #include "memory/dram_tier.hpp"
 
 namespace fc {
@@ -131,9 +132,11 @@ inline bool DramTier::serve(GetColumn& column, std::size_t position, const Recor
   if (column.refresh != nullptr && record.expiry != kNever &&
       record.expiry - tick < domains_[domain]->refresh_ticks() &&
       entry.frequency() >= kHotFrequency) [[unlikely]] {
-    column.refresh->push_back(
-        {static_cast<std::uint32_t>(position),
-         Token{write_version(hash).load(std::memory_order_acquire), tally.incarnation}});
+    // The token is younger than the value: a put in between would not void it.
+    const Token token{write_version(hash).load(std::memory_order_acquire), tally.incarnation};
+    if (Entry(slot.load(std::memory_order_acquire)).same_record(entry)) {
+      column.refresh->push_back({static_cast<std::uint32_t>(position), token});
+    }
   }
   return true;
 }
@@ -148,6 +151,7 @@ void DramTier::copy_value(const RecordHeader& record, std::uint64_t location,
   while (left != 0) {
     const std::size_t here = std::min(left, arena_.segment_bytes() - offset);
     std::memcpy(to, arena_.data(segment) + offset, here);
+    FC_SEQUENCE_POINT("get:copying_large");
     to += here;
     left -= here;
     offset = 0;

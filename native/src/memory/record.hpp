@@ -24,7 +24,7 @@ struct RecordHeader {
   std::uint32_t size_and_flags;
   Tick expiry;  // kNever: does not expire
   std::uint16_t key_bytes;
-  std::uint16_t incarnation;  // of the namespace; a flush starts a new one
+  std::uint16_t incarnation;  // names the namespace and its time since the last flush
 
   std::uint32_t value_bytes() const noexcept { return size_and_flags & kSizeMask; }
   bool negative() const noexcept { return (size_and_flags & kNegative) != 0; }
