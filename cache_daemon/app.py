@@ -218,7 +218,7 @@ class Daemon:
 
     def _announce(self, stack: ExitStack, notifier: Notifier) -> None:
         """Moves to SERVING, and says so to everybody who waits for it."""
-        # What the start made lives until the end. Left to the collector it is traced again and again
+        # What the start made lives until the end. Left to the collector it is traced over and over
         # while the fetch loops make lists: a third of the daemon's processor time on cold keys.
         gc.collect()
         gc.freeze()
