@@ -114,7 +114,8 @@ def test_every_miss_is_asked_once_in_bounded_batches() -> None:
     keys = [b"key %d" % number for number in range(5000)]
     with looping(store, max_batch_keys=700) as node:
         assert set(read(node, "a", keys)) == {FETCHED}
-        assert set(read(node, "a", keys)) == {HIT_DRAM}
+        # A read that comes before the values are installed joins their flights.
+        assert set(read(node, "a", keys)) <= {HIT_DRAM, FETCHED}
     sizes = [sum(len(keys) for _, keys in groups) for groups in store.batches]
     assert max(sizes) <= 700
     assert sum(sizes) == 5000
