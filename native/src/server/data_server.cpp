@@ -19,6 +19,7 @@
 #include "feature_cache/node.hpp"
 #include "feature_cache/server.hpp"
 #include "feature_cache/v1/feature_cache.grpc.pb.h"
+#include "server/call_gate.hpp"
 #include "server/get_stream.hpp"
 #include "server/grpc_bytes.hpp"
 
@@ -28,6 +29,7 @@ namespace {
 namespace v1 = feature_cache::v1;
 constexpr const char* kServiceName = "feature_cache.v1.FeatureCache";
 constexpr const char* kUnixPrefix = "unix:";
+constexpr std::chrono::milliseconds kGoodbye{100};
 
 using RawService = v1::FeatureCache::WithRawCallbackMethod_BatchGet<
     v1::FeatureCache::WithRawCallbackMethod_BatchPut<
@@ -37,12 +39,13 @@ using RawService = v1::FeatureCache::WithRawCallbackMethod_BatchGet<
 
 class Service final : public RawService {
  public:
-  explicit Service(Node& node) : node_(node) {}
+  Service(Node& node, CallGate& gate) : node_(node), gate_(gate) {}
 
   grpc::ServerUnaryReactor* BatchGet(grpc::CallbackServerContext* context,
                                      const grpc::ByteBuffer* request,
                                      grpc::ByteBuffer* response) override {
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    auto* reactor = new UnaryCall(gate_);
+    if (!reactor->accepted()) return reactor;
     node_.batch_get(to_request(*request), timeout_ms(*context),
                     [reactor, response](const CallStatus& status, std::vector<Buffer> pieces) {
                       if (status.ok()) *response = to_message(std::move(pieces));
@@ -51,25 +54,33 @@ class Service final : public RawService {
     return reactor;
   }
 
-  grpc::ServerUnaryReactor* BatchPut(grpc::CallbackServerContext* context,
+  grpc::ServerUnaryReactor* BatchPut(grpc::CallbackServerContext* /*context*/,
                                      const grpc::ByteBuffer* request,
                                      grpc::ByteBuffer* response) override {
+    auto* reactor = new UnaryCall(gate_);
+    if (!reactor->accepted()) return reactor;
     std::vector<Buffer> pieces;
     const CallStatus status = node_.batch_put(to_request(*request), pieces);
-    return finish_write(context, status, std::move(pieces), response);
+    if (status.ok()) *response = to_message(std::move(pieces));
+    reactor->Finish(to_status(status));
+    return reactor;
   }
 
-  grpc::ServerUnaryReactor* BatchDelete(grpc::CallbackServerContext* context,
+  grpc::ServerUnaryReactor* BatchDelete(grpc::CallbackServerContext* /*context*/,
                                         const grpc::ByteBuffer* request,
                                         grpc::ByteBuffer* response) override {
+    auto* reactor = new UnaryCall(gate_);
+    if (!reactor->accepted()) return reactor;
     std::vector<Buffer> pieces;
     const CallStatus status = node_.batch_delete(to_request(*request), pieces);
-    return finish_write(context, status, std::move(pieces), response);
+    if (status.ok()) *response = to_message(std::move(pieces));
+    reactor->Finish(to_status(status));
+    return reactor;
   }
 
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* BatchGetStream(
       grpc::CallbackServerContext* context) override {
-    return start_get_stream(node_, context);
+    return start_get_stream(node_, gate_, context);
   }
 
   // For people: one key through the same path, by the generated messages.
@@ -97,7 +108,8 @@ class Service final : public RawService {
     RequestBytes raw;
     raw.bytes = {reinterpret_cast<const std::uint8_t*>(bytes->data()), bytes->size()};
     raw.owner = bytes;
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    auto* reactor = new UnaryCall(gate_);
+    if (!reactor->accepted()) return reactor;
     node_.batch_get(std::move(raw), timeout_ms(*context),
                     [reactor, response](const CallStatus& status, std::vector<Buffer> pieces) {
                       if (status.ok()) fill(std::move(pieces), response);
@@ -107,15 +119,6 @@ class Service final : public RawService {
   }
 
  private:
-  static grpc::ServerUnaryReactor* finish_write(grpc::CallbackServerContext* context,
-                                                const CallStatus& status,
-                                                std::vector<Buffer> pieces,
-                                                grpc::ByteBuffer* response) {
-    if (status.ok()) *response = to_message(std::move(pieces));
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(to_status(status));
-    return reactor;
-  }
   static void fill(std::vector<Buffer> pieces, v1::GetResponse* response) {
     std::string whole;
     for (const Buffer& piece : pieces) {
@@ -130,6 +133,7 @@ class Service final : public RawService {
   }
 
   Node& node_;
+  CallGate& gate_;
 };
 
 [[noreturn]] void cannot_bind(int error, const std::string& address, const std::string& why) {
@@ -155,7 +159,7 @@ void refuse_served_socket(const std::string& address) {
 
 class GrpcDataServer final : public DataServer {
  public:
-  GrpcDataServer(Node& node, const ServerConfig& config) : service_(node) {
+  GrpcDataServer(Node& node, const ServerConfig& config) : service_(node, gate_) {
     keep_freed_memory();
     static std::once_flag plugins;
     std::call_once(plugins, [] { grpc::EnableDefaultHealthCheckService(true); });
@@ -212,11 +216,18 @@ class GrpcDataServer final : public DataServer {
     const std::lock_guard lock(stop_mutex_);
     if (stopped_ || server_ == nullptr) return true;
     stopped_ = true;
-    const auto timeout = std::chrono::duration_cast<std::chrono::microseconds>(
-        std::chrono::duration<double>(timeout_seconds));
-    const auto start = std::chrono::steady_clock::now();
-    server_->Shutdown(std::chrono::system_clock::now() + timeout);
-    return std::chrono::steady_clock::now() - start < timeout;
+    // First with the listeners open, so that new calls get an answer that says "elsewhere": a
+    // server that gRPC shuts down cancels what comes in, which clients take for a failure of the
+    // call.
+    gate_.close();
+    const bool complete =
+        gate_.wait_until_empty(std::chrono::duration_cast<std::chrono::microseconds>(
+            std::chrono::duration<double>(timeout_seconds)));
+    // Then, shortly, with the connections told to go away. An idle client reads that only when it
+    // polls, which may be seconds later, so what is left of connections is cut.
+    server_->Shutdown(std::chrono::system_clock::now() +
+                      (complete ? kGoodbye : std::chrono::milliseconds(0)));
+    return complete;
   }
 
   void stop() override { drain(0); }
@@ -229,6 +240,7 @@ class GrpcDataServer final : public DataServer {
     mallopt(M_TRIM_THRESHOLD, 64 << 20);
   }
 
+  CallGate gate_;
   Service service_;
   std::unique_ptr<grpc::Server> server_;
   std::vector<std::string> addresses_;

@@ -13,27 +13,42 @@ namespace {
 // control reaches the client.
 constexpr std::size_t kMaxUnderWay = 64;
 
-class GetStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+class GetStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
+                        public Closable {
  public:
-  GetStream(Node& node, grpc::CallbackServerContext* context) : node_(node), context_(context) {}
+  GetStream(Node& node, CallGate& gate, grpc::CallbackServerContext* context)
+      : node_(node), gate_(gate), context_(context), accepted_(gate.enter()) {}
 
   void start(std::shared_ptr<GetStream> self) {
     self_ = std::move(self);
+    if (!accepted_) {
+      finished_ = true;
+      Finish(CallGate::refusal());
+      return;
+    }
     StartRead(&incoming_);
+    gate_.watch(self_);
+  }
+
+  void close() override {
+    std::unique_lock lock(mutex_);
+    closing_ = true;
+    finish_if_idle(lock);
   }
 
   void OnReadDone(bool ok) override {
-    if (!ok) {
-      std::unique_lock lock(mutex_);
-      reading_ended_ = true;
-      finish_if_idle(lock);
-      return;
-    }
-    RequestBytes request = to_request(incoming_);
-    incoming_.Clear();
+    RequestBytes request;
     bool read_on = false;
     {
-      const std::lock_guard lock(mutex_);
+      std::unique_lock lock(mutex_);
+      if (!ok || closing_) {
+        // What is read after the gate closed was not accepted: no reply, and the stream says why.
+        reading_ended_ = true;
+        finish_if_idle(lock);
+        return;
+      }
+      request = to_request(incoming_);
+      incoming_.Clear();
       ++under_way_;
       read_on = under_way_ < kMaxUnderWay;
       read_paused_ = !read_on;
@@ -53,7 +68,12 @@ class GetStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
     write_next(lock);
   }
 
-  void OnDone() override { self_.reset(); }
+  void OnDone() override {
+    CallGate& gate = gate_;
+    const bool accepted = accepted_;
+    self_.reset();
+    if (accepted) gate.leave();
+  }
 
  private:
   void answered(CallStatus status, std::vector<Buffer> pieces) {
@@ -66,14 +86,13 @@ class GetStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
     } else if (!failed_) {
       writes_.push_back(to_message(std::move(pieces)));
     }
-    bool read_on = false;
-    if (read_paused_ && !failed_) {
+    if (read_paused_ && !failed_ && !closing_) {
       read_paused_ = false;
-      read_on = true;
+      // Under the lock, or a close could finish the call between the decision and the read. gRPC
+      // never runs OnReadDone from within.
+      StartRead(&incoming_);
     }
     write_next(lock);
-    if (lock.owns_lock()) lock.unlock();
-    if (read_on) StartRead(&incoming_);
   }
 
   void write_next(std::unique_lock<std::mutex>& lock) {
@@ -91,15 +110,18 @@ class GetStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
 
   void finish_if_idle(std::unique_lock<std::mutex>& lock) {
     if (finished_ || writing_ || under_way_ != 0) return;
-    if (!failed_ && (!reading_ended_ || !writes_.empty())) return;
+    if (!failed_ && ((!reading_ended_ && !closing_) || !writes_.empty())) return;
     finished_ = true;
-    const grpc::Status status = status_;
+    const bool refused = closing_ && status_.ok() && !failed_;
+    const grpc::Status status = refused ? CallGate::refusal() : status_;
     lock.unlock();
     Finish(status);
   }
 
   Node& node_;
+  CallGate& gate_;
   grpc::CallbackServerContext* const context_;
+  const bool accepted_;
   std::shared_ptr<GetStream> self_;
   grpc::ByteBuffer incoming_;
 
@@ -110,6 +132,7 @@ class GetStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
   bool read_paused_ = false;             // guarded by mutex_
   bool reading_ended_ = false;           // guarded by mutex_
   bool failed_ = false;                  // guarded by mutex_
+  bool closing_ = false;                 // guarded by mutex_; the gate is closed
   bool finished_ = false;                // guarded by mutex_
   grpc::Status status_;                  // guarded by mutex_
 };
@@ -117,8 +140,8 @@ class GetStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
 }  // namespace
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* start_get_stream(
-    Node& node, grpc::CallbackServerContext* context) {
-  auto stream = std::make_shared<GetStream>(node, context);
+    Node& node, CallGate& gate, grpc::CallbackServerContext* context) {
+  auto stream = std::make_shared<GetStream>(node, gate, context);
   GetStream* raw = stream.get();
   raw->start(std::move(stream));
   return raw;
