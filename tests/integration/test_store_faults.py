@@ -122,10 +122,23 @@ def serving(stores: Mapping[str, Store], **guard: Any) -> Iterator[Node]:
 def read(node: Node, columns: Mapping[str, Sequence[bytes]], timeout_s: float = 5.0) -> list[Cells]:
     request = encode_get([(namespace, keys, "") for namespace, keys in columns.items()])
     reply = node.batch_get(request, timeout_s)
-    return [
+    cells = [
         list(zip(reply.statuses(i).tolist(), reply.as_bytes(i), strict=True))
         for i in range(reply.columns)
     ]
+    for (namespace, keys), column in zip(columns.items(), cells, strict=True):
+        arrived = [key for key, (status, _) in zip(keys, column, strict=True) if status == FETCHED]
+        _wait_until_cached(node, namespace, arrived)
+    return cells
+
+
+def _wait_until_cached(node: Node, namespace: str, keys: Sequence[bytes]) -> None:
+    """Who waits is answered first, then the values enter: a read right after may join the fetch."""
+    request = encode_get([(namespace, keys, "")], cache_only=True)
+    deadline = time.monotonic() + 5.0
+    while keys and not (node.batch_get(request, 5.0).statuses(0) == HIT_DRAM).all():
+        assert time.monotonic() < deadline, "fetched values did not enter the cache"
+        time.sleep(0.001)
 
 
 def fetched(namespace: str, *keys: bytes) -> Cells:
