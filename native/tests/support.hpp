@@ -29,6 +29,15 @@ inline std::uint64_t seed_of(std::uint64_t fallback) {
   return seed;
 }
 
+// Repetitions of a loop, fewer where the thread sanitizer makes each cost ten times as much.
+constexpr std::size_t scaled(std::size_t repetitions) {
+#if defined(__SANITIZE_THREAD__)
+  return repetitions / 5;
+#else
+  return repetitions;
+#endif
+}
+
 inline DomainConfig domain(std::string name, std::uint64_t budget_bytes,
                            PolicyKind policy = PolicyKind::S3Fifo, std::uint64_t ttl_ms = 0,
                            double ttl_jitter = 0.0) {
