@@ -1,7 +1,6 @@
 """The pieces of deploy/, each given to the tool that will read it, and the daemon under the unit's
 own restrictions."""
 
-import ctypes
 import json
 import os
 import re
@@ -116,26 +115,30 @@ def test_the_daemon_runs_under_the_units_restrictions(tmp_path: Path) -> None:
         "namespaces: {pin_text: {domains: {long_lasting: {budget: 50%}}}}\n"
         f"listen: {{grpc: ['unix:{tmp_path}/data.sock'], admin: 'unix:{tmp_path}/admin.sock'}}\n"
     )
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def confine() -> None:
-        os.umask(umask)
-        for option, value in ((PR_SET_NO_NEW_PRIVS, 1), (PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN)):
-            if libc.prctl(option, value, 0, 0, 0) != 0:
-                raise OSError(ctypes.get_errno(), f"prctl {option}")
+    # A program of its own confines itself and becomes the daemon: a hook between fork and exec would
+    # run in a copy of this process, whose gRPC threads are gone but not their locks.
+    confine = (
+        "import ctypes, os, sys\n"
+        f"os.umask({umask})\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        f"for option, value in (({PR_SET_NO_NEW_PRIVS}, 1), "
+        f"({PR_SET_MDWE}, {PR_MDWE_REFUSE_EXEC_GAIN})):\n"
+        "    if libc.prctl(option, value, 0, 0, 0) != 0:\n"
+        "        raise OSError(ctypes.get_errno(), f'prctl {option}')\n"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+    )
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(tmp_path / "notify.sock"))
         notify.settimeout(20)
         environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify.sock")}
-        command = [sys.executable, "-m", "cache_daemon.cli", "run", "--config"]
+        command = [sys.executable, "-c", confine, "-m", "cache_daemon.cli", "run", "--config"]
         with (
             (tmp_path / "log").open("wb") as log,
             subprocess.Popen(
                 [*command, str(tmp_path / "config.yaml")],
                 env=environment,
                 stderr=log,
-                preexec_fn=confine,
             ) as daemon,
         ):
             try:
