@@ -115,8 +115,8 @@ def test_the_daemon_runs_under_the_units_restrictions(tmp_path: Path) -> None:
         "namespaces: {pin_text: {domains: {long_lasting: {budget: 50%}}}}\n"
         f"listen: {{grpc: ['unix:{tmp_path}/data.sock'], admin: 'unix:{tmp_path}/admin.sock'}}\n"
     )
-    # A program of its own confines itself and becomes the daemon: a hook between fork and exec would
-    # run in a copy of this process, whose gRPC threads are gone but not their locks.
+    # A program of its own confines itself and becomes the daemon: a hook between fork and exec
+    # would run in a copy of this process, whose gRPC threads are gone but not their locks.
     confine = (
         "import ctypes, os, sys\n"
         f"os.umask({umask})\n"
