@@ -247,6 +247,7 @@ class Server:
 
 class RpcError(Exception):
     """A call that ended without a reply."""
+
     code: int  # grpc.StatusCode as a number
     details: str
 
@@ -262,9 +263,7 @@ class Reply:
     def values(self, column: int) -> npt.NDArray[np.uint8]: ...
     def as_bytes(self, column: int) -> list[bytes | None]:
         """One bytes object a key; None where the status carries no value."""
-    def gather(
-        self, column: int, out: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_]
-    ) -> None:
+    def gather(self, column: int, out: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_]) -> None:
         """Copies each value of exactly out.shape[1] bytes into its row and sets `valid`; other rows
         are zeroed."""
 
@@ -301,7 +300,7 @@ class Channel:
     ) -> None: ...
     def close(self) -> None: ...
 
-# Keys of one column: an integer numpy array (ids), or a sequence of bytes / str, or (blob, lengths).
+# Keys of one column: an integer numpy array (ids), a sequence of bytes or str, or (blob, lengths).
 _Keys = Any
 
 def encode_get(
