@@ -30,6 +30,7 @@ void validate_namespace(const NamespaceConfig& ns) {
   const std::string where = "namespace " + ns.name;
   if (ns.name.empty()) bad("a namespace needs a name");
   if (ns.domains.empty()) bad(where + ": needs at least one domain");
+  if (ns.domains.size() > layout::kMaxDomainsOfNamespace) bad(where + ": more than 32 domains");
   std::set<std::string> names;
   for (const DomainConfig& domain : ns.domains) {
     validate_domain(where + ", domain " + domain.name, domain);
@@ -59,6 +60,25 @@ std::uint32_t automatic_segment_bytes(const EngineConfig& config) {
   const std::uint64_t wanted = std::bit_floor(std::max<std::uint64_t>(
       smallest / layout::kSegmentsPerDomainWanted, layout::kMinSegmentBytes));
   return static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, layout::kMaxSegmentBytes));
+}
+
+// Ghosts and sketches of the hungriest domain, for each of the expected items. They are made for as
+// many items as the index may hold, which are a few more.
+double side_bytes_per_item(const EngineConfig& config) {
+  double policy = 0;
+  double router = 0;
+  for (const NamespaceConfig& ns : config.namespaces) {
+    for (const DomainConfig& domain : ns.domains) {
+      if (domain.policy == PolicyKind::TinyLfu) policy = layout::kSketchBytesPerItem;
+      if (domain.policy == PolicyKind::S3Fifo) {
+        policy = std::max(policy, layout::kGhostBytesPerItem);
+      }
+    }
+    for (const RouteRule& rule : ns.rules) {
+      if (rule.asked_at_least != 0) router = layout::kSketchBytesPerItem;
+    }
+  }
+  return (policy + router) * layout::kIndexLoadLimit / layout::kIndexLoad;
 }
 
 }  // namespace
@@ -128,11 +148,8 @@ Geometry Geometry::plan(const EngineConfig& config) {
   plan.segment_bytes =
       config.segment_bytes != 0 ? config.segment_bytes : automatic_segment_bytes(config);
   std::uint32_t domains = 0;
-  bool sketches = false;
   for (const NamespaceConfig& ns : config.namespaces) {
     domains += static_cast<std::uint32_t>(ns.domains.size());
-    for (const DomainConfig& domain : ns.domains) sketches |= domain.policy == PolicyKind::TinyLfu;
-    for (const RouteRule& rule : ns.rules) sketches |= rule.asked_at_least != 0;
   }
   // Each domain may hold one segment above its budget while it evicts, and some wait for readers.
   plan.reserve_segments = domains + 2;
@@ -140,11 +157,12 @@ Geometry Geometry::plan(const EngineConfig& config) {
   // Bytes beside one arena byte: index slots, ghosts (and sketches), the segment table.
   const double record =
       static_cast<double>(config.expected_item_bytes) + layout::kRecordHeaderBytes;
-  const double per_item = layout::kSlotBytes / layout::kIndexLoad +
-                          (sketches ? layout::kSketchBytesPerItem : layout::kGhostBytesPerItem);
-  const double per_segment = layout::kSegmentTableBytes;
-  const double usable = static_cast<double>(config.memory_bytes) - layout::kFixedBytes;
-  const double arena = usable / (1.0 + per_item / record + per_segment / plan.segment_bytes);
+  const double per_item = layout::kSlotBytes / layout::kIndexLoad + side_bytes_per_item(config);
+  const double fixed = static_cast<double>(layout::kFixedBytes) +
+                       static_cast<double>(domains) * layout::kBytesPerDomain;
+  const double per_arena_byte =
+      1.0 + per_item / record + layout::kSegmentTableBytes / plan.segment_bytes;
+  const double arena = (static_cast<double>(config.memory_bytes) - fixed) / per_arena_byte;
   const double smallest_arena =
       static_cast<double>(plan.segment_bytes) *
       (plan.reserve_segments + static_cast<double>(domains) * layout::kMinDomainSegments);
@@ -152,7 +170,7 @@ Geometry Geometry::plan(const EngineConfig& config) {
     bad("memory of " + std::to_string(config.memory_bytes) + " bytes is too small for " +
         std::to_string(domains) + " domains with segments of " +
         std::to_string(plan.segment_bytes) + " bytes: at least " +
-        std::to_string(static_cast<std::uint64_t>(smallest_arena * 1.25) + layout::kFixedBytes) +
+        std::to_string(static_cast<std::uint64_t>(smallest_arena * per_arena_byte + fixed) + 1) +
         " are needed");
   }
   const double segments = arena / plan.segment_bytes;

@@ -20,14 +20,16 @@ inline constexpr double kIndexLoad = 0.91;       // what the expected items fill
 inline constexpr double kIndexLoadLimit = 0.94;  // what domains may fill together
 inline constexpr double kGhostBytesPerItem = 2.0;
 inline constexpr double kSketchBytesPerItem = 8.0;
-inline constexpr double kSegmentTableBytes = 68.0;
-inline constexpr std::uint64_t kFixedBytes = 640u << 10;  // locks, write versions, queues
+inline constexpr double kSegmentTableBytes = 76.0;  // its row, its domain, its places in lists
+inline constexpr std::uint64_t kFixedBytes = 640u << 10;   // locks, write versions, epochs
+inline constexpr std::uint64_t kBytesPerDomain = 2u << 10;  // its state, and its namespace's
 
 inline constexpr std::uint32_t kWriteVersionStripes = 1u << 16;
 inline constexpr std::uint32_t kLockStripes = 1u << 16;
 
 inline constexpr std::size_t kMaxNamespaces = 256;
 inline constexpr std::size_t kMaxDomains = 1024;
+inline constexpr std::size_t kMaxDomainsOfNamespace = 32;
 inline constexpr std::uint32_t kMaxAsked = 15;
 inline constexpr std::uint64_t kMaxTtlMs = std::uint64_t{366} * 24 * 3600 * 1000;
 

@@ -53,7 +53,8 @@ class GhostSet {
     return scale(mix(hash), buckets_.size());
   }
   static std::uint16_t print_of(std::uint64_t hash) noexcept {
-    return static_cast<std::uint16_t>((mix(hash) >> 16) | 1);  // 0 is an empty place
+    const auto print = static_cast<std::uint16_t>(mix(hash) >> 16);
+    return print != 0 ? print : 1;  // 0 is an empty place
   }
 
   std::vector<Bucket> buckets_;

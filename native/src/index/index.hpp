@@ -147,6 +147,10 @@ class Index {
     return nullptr;
   }
 
+  // Bytes beside the buckets.
+  static constexpr std::uint64_t side_bytes() noexcept {
+    return layout::kLockStripes * sizeof(SpinLock) + kMoveVersions * sizeof(std::uint32_t);
+  }
   std::uint64_t moves() const noexcept { return moves_.load(std::memory_order_relaxed); }
 
  private:

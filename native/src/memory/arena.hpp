@@ -87,6 +87,11 @@ class Arena {
   // Gives back a segment that no index entry points into any more.
   void retire(std::uint32_t segment, EpochManager& epochs);
 
+  // Bytes beside segments and buckets.
+  std::uint64_t side_bytes() const noexcept {
+    return std::uint64_t{segment_count_} *
+           (sizeof(SegmentMeta) + sizeof(DomainIndex) + 2 * sizeof(std::uint32_t));
+  }
   std::uint64_t mapped_bytes() const noexcept { return mapped_bytes_; }
   std::uint64_t reader_waits() const noexcept {
     return reader_waits_.load(std::memory_order_relaxed);

@@ -394,6 +394,15 @@ void DramTier::maintain() {
   for (const auto& domain : domains_) domain->maintain(tick);
 }
 
+// All memory that is neither segments nor buckets.
+std::uint64_t DramTier::side_bytes() const noexcept {
+  std::uint64_t bytes = arena_.side_bytes() + Index::side_bytes() + EpochManager::memory_bytes() +
+                        layout::kWriteVersionStripes * sizeof(std::uint32_t);
+  for (const auto& domain : domains_) bytes += domain->side_bytes();
+  for (const auto& ns : namespaces_) bytes += sizeof(*ns) + ns->router->memory_bytes();
+  return bytes;
+}
+
 void DramTier::visit(CounterVisitor& visitor) const {
   for (const auto& domain : domains_) domain->visit(visitor);
   for (const auto& ns : namespaces_) {
@@ -422,6 +431,8 @@ void DramTier::visit(CounterVisitor& visitor) const {
   visitor.gauge("feature_cache_segment_bytes", "Size of a segment.", {}, geometry_.segment_bytes);
   visitor.gauge("feature_cache_index_bytes", "Index buckets.", {},
                 static_cast<double>(index_.bucket_count() * sizeof(Bucket)));
+  visitor.gauge("feature_cache_side_bytes", "Tables, locks, versions, ghosts and sketches.", {},
+                static_cast<double>(side_bytes()));
   visitor.gauge("feature_cache_index_slots", "Index slots.", {},
                 static_cast<double>(index_.slot_count()));
   visitor.counter("feature_cache_index_moves_total", "Entries moved to make room in a bucket.", {},

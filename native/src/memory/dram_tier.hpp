@@ -77,6 +77,7 @@ class DramTier {
   // The slot of the key, whatever its expiry; for the holder of its PairLock inside an epoch.
   Slot* find_key_locked(const Namespace& ns, const Place& place, std::string_view key) noexcept;
   std::uint16_t new_incarnation() noexcept;
+  std::uint64_t side_bytes() const noexcept;
   std::uint64_t entry_budget_for(std::uint32_t segments) const noexcept;
 
   // get.cpp

@@ -23,6 +23,8 @@ class EpochManager {
 
   EpochManager() : slots_(std::make_unique<ReaderSlot[]>(kSlots)) {}
 
+  static constexpr std::uint64_t memory_bytes() noexcept { return kSlots * sizeof(ReaderSlot); }
+
   // The epoch to stamp on what was just made unreachable.
   std::uint64_t retire() noexcept { return global_.fetch_add(1, std::memory_order_seq_cst); }
   // Everything stamped below this is out of every reader's sight.

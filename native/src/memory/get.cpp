@@ -33,15 +33,17 @@ struct Probe {
   std::uint64_t hash;
   std::uint64_t bucket;  // home, then partner
   Slot* slot;            // null: nothing found yet
-  Entry entry;
+  std::uint64_t word;    // of the entry; raw, so that an array of probes costs nothing to make
+  Entry entry() const noexcept { return Entry(word); }
 };
 
-inline Slot* first_candidate(Bucket& bucket, std::uint16_t tag, Entry* entry) noexcept {
+inline Slot* first_candidate(Bucket& bucket, std::uint16_t tag, std::uint64_t* word) noexcept {
   const std::uint32_t mask = Index::candidates(bucket, tag);
   if (mask == 0) return nullptr;
   Slot& slot = Index::first_of(bucket, mask);
-  *entry = Entry(slot.load(std::memory_order_acquire));
-  return entry->empty() || entry->tag() != tag ? nullptr : &slot;
+  *word = slot.load(std::memory_order_acquire);
+  const Entry entry(*word);
+  return entry.empty() || entry.tag() != tag ? nullptr : &slot;
 }
 
 inline void prefetch_record(const std::byte* at, unsigned lines) noexcept {
@@ -53,17 +55,16 @@ inline void prefetch_record(const std::byte* at, unsigned lines) noexcept {
 
 // What a batch counts; added to the shared counters once, at its end.
 struct DramTier::GetTally {
-  explicit GetTally(const Namespace& of)
-      : ns(&of), first_domain(of.first_domain), domain_hits(of.domain_count) {}
+  explicit GetTally(const Namespace& of) : ns(&of), first_domain(of.first_domain) {}
   const Namespace* ns;
   std::uint16_t incarnation = 0;
   DomainIndex first_domain;
-  std::vector<std::uint32_t> domain_hits;
+  std::array<std::uint32_t, layout::kMaxDomainsOfNamespace> domain_hits{};
   // Hits whose frequency rises when the chunk is done: a locked instruction amid the pipeline would
   // wait for the loads that it keeps in flight.
   struct Touched {
     Slot* slot;
-    Entry seen;
+    std::uint64_t seen;
   };
   std::array<Touched, kChunk> touched;
   std::size_t touched_count = 0;
@@ -83,12 +84,12 @@ void DramTier::get(GetColumn& column) {
     tally.incarnation = ns.incarnation.load(std::memory_order_acquire);
     get_chunk(column, begin, std::min(begin + kChunk, column.keys.size()), tick, tally);
     for (std::size_t i = 0; i < tally.touched_count; ++i) {
-      Index::touch(*tally.touched[i].slot, tally.touched[i].seen);
+      Index::touch(*tally.touched[i].slot, Entry(tally.touched[i].seen));
     }
     tally.touched_count = 0;
   }
   if (column.quiet) return;
-  for (std::size_t i = 0; i < tally.domain_hits.size(); ++i) {
+  for (std::size_t i = 0; i < ns.domain_count; ++i) {
     if (tally.domain_hits[i] != 0) domains_[ns.first_domain + i]->hits.add(tally.domain_hits[i]);
   }
   if (tally.hits != 0) ns.hits.add(tally.hits);
@@ -102,7 +103,7 @@ inline bool DramTier::serve(GetColumn& column, std::size_t position, const Recor
                             GetTally& tally) {
   if (record.expired(tick)) return false;
   if (entry.frequency() < Entry::kMaxFrequency) {
-    tally.touched[tally.touched_count++] = {&slot, entry};
+    tally.touched[tally.touched_count++] = {&slot, entry.word()};
   }
   const DomainIndex domain = arena_.domain_of(arena_.segment_of(entry.location()));
   if (record.negative()) {
@@ -182,9 +183,9 @@ void DramTier::get_group(GetColumn& column, std::size_t begin, std::size_t end, 
   for (std::size_t i = 0; i < count; ++i) {
     Probe& key = probes[i];
     const std::uint16_t tag = Index::tag_of(key.hash);
-    key.slot = first_candidate(index_.bucket(key.bucket), tag, &key.entry);
+    key.slot = first_candidate(index_.bucket(key.bucket), tag, &key.word);
     if (key.slot != nullptr) {
-      prefetch_record(arena_.address(key.entry.location()), key.entry.lines());
+      prefetch_record(arena_.address(key.entry().location()), key.entry().lines());
     } else {
       key.bucket = index_.partner_of(key.bucket, tag);
       index_.prefetch(key.bucket);
@@ -193,18 +194,19 @@ void DramTier::get_group(GetColumn& column, std::size_t begin, std::size_t end, 
   }
   for (std::size_t e = 0; e < elsewhere_count; ++e) {
     Probe& key = probes[elsewhere[e]];
-    key.slot = first_candidate(index_.bucket(key.bucket), Index::tag_of(key.hash), &key.entry);
+    key.slot = first_candidate(index_.bucket(key.bucket), Index::tag_of(key.hash), &key.word);
     if (key.slot != nullptr) {
-      prefetch_record(arena_.address(key.entry.location()), key.entry.lines());
+      prefetch_record(arena_.address(key.entry().location()), key.entry().lines());
     }
   }
   for (std::size_t i = 0; i < count; ++i) {
     const Probe& key = probes[i];
     const std::size_t position = begin + i;
     if (key.slot != nullptr) {
-      const RecordHeader& record = *arena_.record(key.entry.location());
+      const RecordHeader& record = *arena_.record(key.entry().location());
       if (record.holds(column.keys[position], tally.incarnation) &&
-          serve(column, position, record, key.entry, *key.slot, tick, key.hash, tally)) [[likely]] {
+          serve(column, position, record, key.entry(), *key.slot, tick, key.hash, tally))
+          [[likely]] {
         continue;
       }
     }
