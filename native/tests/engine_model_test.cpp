@@ -66,6 +66,7 @@ class EngineModel : public ::testing::TestWithParam<ModelCase> {
     }
   }
 
+  static std::size_t operations() { return scaled(GetParam().operations); }
   std::uint64_t pick(std::uint64_t below) { return random_() % below; }
   // Few keys are asked often, as in life.
   std::string pick_key() {
@@ -264,7 +265,7 @@ class EngineModel : public ::testing::TestWithParam<ModelCase> {
 };
 
 TEST_P(EngineModel, AnswersAsAMapWould) {
-  for (std::size_t i = 0; i < GetParam().operations; ++i) {
+  for (std::size_t i = 0; i < operations(); ++i) {
     SCOPED_TRACE("operation " + std::to_string(i));
     const std::uint64_t kind = pick(1000);
     if (kind < 450) {
@@ -287,15 +288,15 @@ TEST_P(EngineModel, AnswersAsAMapWould) {
     if (HasFatalFailure()) return;
     if (i % 64 == 0) check_budgets();
   }
-  EXPECT_GT(hits_, GetParam().operations);
-  EXPECT_GT(misses_, GetParam().operations / 10);
-  EXPECT_GT(installed_, GetParam().operations / 50);
+  EXPECT_GT(hits_, operations());
+  EXPECT_GT(misses_, operations() / 10);
+  EXPECT_GT(installed_, operations() / 50);
   EXPECT_LT(needlessly_void_, installed_ / 10 + 5);
 }
 
 // Nothing is left in the index when all is gone: counts that drift would show here.
 TEST_P(EngineModel, CountsComeBackToNothing) {
-  for (int i = 0; i < 400; ++i) do_put();
+  for (std::size_t i = 0; i < scaled(400); ++i) do_put();
   clock_.advance(400ull * 24 * 3600 * 1000);
   engine_->maintain();
   for (std::size_t n = 0; n < kNamespaces; ++n) engine_->flush(ns_[n]);
@@ -320,7 +321,7 @@ INSTANTIATE_TEST_SUITE_P(Cases, EngineModel,
                                            ModelCase{"SmallValues", PolicyKind::S3Fifo, 4 * kMiB,
                                                      kTiny, 40'000, 8, 4000, true, 0.1},
                                            ModelCase{"LargeValues", PolicyKind::S3Fifo, 24 * kMiB,
-                                                     3 * kMiB, 200, 2 * kMiB, 1500, true, 0.1},
+                                                     3 * kMiB, 200, kMiB, 1000, true, 0.1},
                                            ModelCase{"NeverEvicts", PolicyKind::S3Fifo, 180 * kMiB,
                                                      20 * kMiB, 2000, 20'000, 4000, false, 0.1}),
                          [](const auto& tested) { return tested.param.name; });
