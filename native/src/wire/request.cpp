@@ -23,6 +23,7 @@ enum PutColumnField : std::uint32_t {
 constexpr std::uint32_t kColumnsOfWrite = 1;  // of BatchPutRequest and BatchDeleteRequest
 
 constexpr std::size_t kIdBytes = 8;
+constexpr std::size_t kLengthBytes = 4;
 const char* const kMalformed = "malformed request: not a valid protobuf message";
 
 std::string_view text(Bytes bytes) noexcept {
@@ -38,15 +39,20 @@ std::string too_many_keys(const Limits& limits) {
          " keys (limits.max_batch_keys): split it";
 }
 
-// Adds the elements of a fixed-width repeated field: packed, or one by itself.
+// Whether the field carries elements of `bytes` each: packed, or one by itself.
+bool is_repeated_fixed(const Field& field, WireType single, std::size_t bytes) {
+  return field.type == single ||
+         (field.type == WireType::Length && field.bytes.size() % bytes == 0);
+}
+
+// Adds the elements of a fixed-width repeated field; false when they are too many.
 bool add_fixed32(const Field& field, std::size_t most, std::vector<std::uint32_t>& out) {
   if (field.type == WireType::Fixed32) {
     out.push_back(static_cast<std::uint32_t>(field.value));
     return out.size() <= most;
   }
-  if (field.type != WireType::Length || field.bytes.size() % 4 != 0) return false;
   const std::size_t before = out.size();
-  const std::size_t count = field.bytes.size() / 4;
+  const std::size_t count = field.bytes.size() / kLengthBytes;
   if (before + count > most) return false;
   out.resize(before + count);
   if (count != 0) std::memcpy(out.data() + before, field.bytes.data(), field.bytes.size());
@@ -54,8 +60,6 @@ bool add_fixed32(const Field& field, std::size_t most, std::vector<std::uint32_t
 }
 
 bool add_ids(const Field& field, std::size_t most, std::vector<std::string_view>& out) {
-  if (field.type != WireType::Length && field.type != WireType::Fixed64) return false;
-  if (field.bytes.size() % kIdBytes != 0) return false;
   if (out.size() + field.bytes.size() / kIdBytes > most) return false;
   for (std::size_t at = 0; at < field.bytes.size(); at += kIdBytes) {
     out.push_back(text(field.bytes.subspan(at, kIdBytes)));
@@ -93,7 +97,7 @@ std::string decode_keys(Bytes bytes, const Limits& limits, std::size_t keys_left
         out.domain = text(field.bytes);
         break;
       case kIds:
-        if (field.type == WireType::Length && field.bytes.size() % kIdBytes != 0) return kMalformed;
+        if (!is_repeated_fixed(field, WireType::Fixed64, kIdBytes)) return kMalformed;
         if (!add_ids(field, keys_left, out.keys)) return too_many_keys(limits);
         break;
       case kKeys:
@@ -101,7 +105,7 @@ std::string decode_keys(Bytes bytes, const Limits& limits, std::size_t keys_left
         blob = text(field.bytes);
         break;
       case kKeyLengths:
-        if (field.type == WireType::Length && field.bytes.size() % 4 != 0) return kMalformed;
+        if (!is_repeated_fixed(field, WireType::Fixed32, kLengthBytes)) return kMalformed;
         if (!add_fixed32(field, keys_left, lengths)) return too_many_keys(limits);
         break;
       default:
@@ -163,7 +167,8 @@ std::string decode_put_column(Bytes bytes, const Limits& limits, std::size_t key
         blob = text(field.bytes);
         break;
       case kPutValueLengths:
-        if (!add_fixed32(field, limits.keys, lengths)) return kMalformed;
+        if (!is_repeated_fixed(field, WireType::Fixed32, kLengthBytes)) return kMalformed;
+        if (!add_fixed32(field, limits.keys, lengths)) return too_many_keys(limits);
         break;
       case kPutTtl:
         if (!add_ttl(field, limits.keys, out.ttl_ms)) return kMalformed;
