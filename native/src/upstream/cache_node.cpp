@@ -10,7 +10,7 @@ namespace fc {
 namespace {
 
 // A reply leaves this much before the caller's deadline, so that it arrives in time.
-constexpr std::uint64_t kReplyMarginNs = 1'000'000;
+constexpr std::uint64_t kReplyMarginNs = 4'000'000;
 constexpr std::uint64_t kReplyMarginShare = 10;  // of the timeout, where that is less
 
 constexpr const char* kStatusNames[kCellStatusCount] = {
