@@ -216,7 +216,9 @@ TEST_F(Concurrent, InstallsNeverUndoAcknowledgedWrites) {
     std::mt19937_64 random(seed_of(7) + thread);
     if (thread == 0) {
       // The source of truth: writes the store, then the cache (a put, or an invalidation).
-      for (std::size_t round = 0; round < rounds; ++round) {
+      // On a busy machine the readers may hardly run: go on until races were met, within a bound.
+      const auto enough = [&] { return installed.load() > 100 && lost.load() > 10; };
+      for (std::size_t round = 0; round < rounds || (!enough() && round < 50 * rounds); ++round) {
         const std::size_t number = random() % kKeys;
         const std::uint64_t version = store[number].load() + 1;
         store[number].store(version);
