@@ -321,7 +321,7 @@ INSTANTIATE_TEST_SUITE_P(Cases, EngineModel,
                                            ModelCase{"SmallValues", PolicyKind::S3Fifo, 4 * kMiB,
                                                      kTiny, 40'000, 8, 4000, true, 0.1},
                                            ModelCase{"LargeValues", PolicyKind::S3Fifo, 24 * kMiB,
-                                                     3 * kMiB, 200, kMiB, 1000, true, 0.1},
+                                                     3 * kMiB, 200, kMiB, 300, true, 0.1},
                                            ModelCase{"NeverEvicts", PolicyKind::S3Fifo, 180 * kMiB,
                                                      20 * kMiB, 2000, 20'000, 4000, false, 0.1}),
                          [](const auto& tested) { return tested.param.name; });
