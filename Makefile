@@ -58,15 +58,16 @@ coverage: setup ## line coverage of the native tests
 	@tools/native_test.sh coverage
 	@$(RUN) gcovr --root . --filter native/src --filter native/include --print-summary build/coverage
 
-.PHONY: lint types tidy check
-lint: setup types ## formatting, ruff, mypy strict, the stub of the extension, shell scripts
+.PHONY: lint stub tidy check
+lint: setup ## formatting, ruff, mypy strict, shell scripts
+	@$(RUN) mypy
 	@$(RUN) ruff check $(PATHS)
 	@$(RUN) ruff format --check --quiet $(PATHS)
 	@.venv/bin/clang-format --dry-run -Werror $(NATIVE)
 	@.venv/bin/shellcheck tools/*.sh .ci/run
 
-types: setup
-	@$(RUN) mypy
+# Not part of lint: `make test` has it as a test, tests/unit/test_stub.py.
+stub: setup
 	@$(RUN) mypy.stubtest cache_daemon._native --concise --allowlist tools/stubtest_allowlist.txt
 
 tidy: setup ## clang-tidy on the native sources that changed since they last passed
@@ -74,7 +75,7 @@ tidy: setup ## clang-tidy on the native sources that changed since they last pas
 	@cmake --build --preset dev
 	@$(RUN) tools.clang_tidy --build build/dev
 
-check: lint tidy ## lint, types and clang-tidy
+check: lint stub tidy ## lint, the stub of the extension and clang-tidy
 
 .PHONY: format
 format: setup ## rewrite the sources in house style
