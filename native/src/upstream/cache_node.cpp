@@ -132,6 +132,7 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
   const std::uint64_t ended_before = flights_.ended();
   look_up(*get, absent, refresh);
   engine_seconds_.record_ns(monotonic_ns() - started);
+  FC_SEQUENCE_POINT("node:looked_up");
 
   std::size_t waiting = 0;
   if (!get->request.cache_only) {

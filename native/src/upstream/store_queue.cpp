@@ -43,6 +43,12 @@ class StoreQueue::Batch final : public FetchBatch {
     }
     queue_->call_seconds_.record_ns(monotonic_ns() - taken_ns);
     answer.values.resize(flights_.size());
+    for (FetchedValue& value : answer.values) {
+      if (value.kind == FetchedValue::Kind::Found &&
+          (value.size > answer.bytes.size() || value.offset > answer.bytes.size() - value.size)) {
+        value.kind = FetchedValue::Kind::Garbled;
+      }
+    }
     queue_->deliver_(flights_, &answer, CellStatus::Error);
   }
   void fail(CellStatus status) override {
