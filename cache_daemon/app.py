@@ -5,7 +5,6 @@ needs; `Daemon` puts listeners, metrics and a life cycle around it.
 """
 
 import functools
-import gc
 import importlib.metadata
 import json
 import logging
@@ -218,10 +217,6 @@ class Daemon:
 
     def _announce(self, stack: ExitStack, notifier: Notifier) -> None:
         """Moves to SERVING, and says so to everybody who waits for it."""
-        # What the start made lives until the end. Left to the collector it is traced over and over
-        # while the fetch loops make lists: a third of the daemon's processor time on cold keys.
-        gc.collect()
-        gc.freeze()
         self.lifecycle.advance(State.SERVING)
         if self._ready_file is not None:
             try:
