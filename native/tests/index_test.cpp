@@ -9,6 +9,7 @@
 
 #include "memory/epoch.hpp"
 #include "support.hpp"
+#include "testing/sequence_point.hpp"
 
 namespace fc::testing {
 namespace {
@@ -62,6 +63,41 @@ TEST(Index, TouchSaturatesAndNeverRevives) {
   slot.store(0);
   Index::touch(slot, seen);
   EXPECT_EQ(slot.load(), 0U) << "a dead entry came back";
+}
+
+// A reader has looked into one bucket of a key; the key moves there from the other; then the reader
+// looks into the other.
+TEST(Index, AMoveBehindAReadersBackHidesNothing) {
+  constexpr std::uint64_t kBuckets = 1'009;
+  std::vector<Bucket> memory(kBuckets);
+  Index index(memory.data(), kBuckets);
+  std::mt19937_64 random(4);
+  const Place key = index.place_of(random());
+  Place other = index.place_of(random());
+  while (other.home != key.partner || other.partner == other.home || other.partner == key.home) {
+    other = index.place_of(random());
+  }
+  // The key lies in its partner bucket, which is full; so is the other's second bucket.
+  for (Slot& slot : memory[other.home].slots) slot.store(Entry::dram(key.tag, 2, 64, 0).word());
+  for (Slot& slot : memory[other.partner].slots) slot.store(Entry::dram(7, 3, 64, 0).word());
+  memory[other.home].slots[0].store(Entry::dram(key.tag, 1, 64, 0).word());
+
+  SequencePoints points;
+  points.block("index:between_buckets");
+  std::atomic<bool> found{false};
+  std::thread reader([&] {
+    found.store(index.find(key, [](Entry entry, Slot&) { return entry.location() == 1; }));
+  });
+  ASSERT_TRUE(points.wait_blocked("index:between_buckets"));
+  {
+    const PairLock lock(index, other);
+    Slot* slot = index.free_slot_locked(other);
+    ASSERT_EQ(slot, &memory[other.home].slots[0]) << "the key was not moved";
+    ASSERT_EQ(Entry(memory[key.home].slots[0].load()).location(), 1U);
+  }
+  points.release("index:between_buckets");
+  reader.join();
+  EXPECT_TRUE(found.load());
 }
 
 class Filled : public ::testing::TestWithParam<std::uint64_t> {};

@@ -130,6 +130,19 @@ TEST_F(Sequences, PutThatWasFilledBeforeAFlushIsGoneAfterIt) {
   EXPECT_EQ(Counters::of(*engine_).sum("feature_cache_domain_items"), 0);
 }
 
+// A put that had hardly begun when the whole flush went by: it leaves nothing behind, not even an
+// item that nobody can see.
+TEST_F(Sequences, PutThatBeganBeforeAFlushLeavesNothing) {
+  points_.block("write:begun");
+  auto putting = in_thread([&] { put(*engine_, ns_, "k", "before the flush"); });
+  ASSERT_TRUE(points_.wait_blocked("write:begun"));
+  EXPECT_EQ(engine_->flush(ns_), 0U);
+  points_.release("write:begun");
+  putting.get();
+  EXPECT_EQ(get(*engine_, ns_, "k").status, CellStatus::Miss);
+  EXPECT_EQ(Counters::of(*engine_).sum("feature_cache_domain_items"), 0);
+}
+
 // An install in that place: its token is of the time before.
 TEST_F(Sequences, InstallThatWasFilledBeforeAFlushLoses) {
   const Token token = *get(*engine_, ns_, "k").token;

@@ -27,6 +27,7 @@
 #include "core/check.hpp"
 #include "core/hash.hpp"
 #include "core/layout.hpp"
+#include "core/sequence_point.hpp"
 #include "core/spin.hpp"
 #include "index/entry.hpp"
 
@@ -106,6 +107,7 @@ class Index {
     for (;;) {
       const std::uint32_t version = move_version(place.tag).load(std::memory_order_acquire);
       if (find_in(place.home, place.tag, match)) return true;
+      FC_SEQUENCE_POINT("index:between_buckets");
       if (place.partner != place.home && find_in(place.partner, place.tag, match)) return true;
       std::atomic_thread_fence(std::memory_order_acquire);
       if (move_version(place.tag).load(std::memory_order_relaxed) == version) return false;

@@ -139,6 +139,7 @@ DramTier::Outcome DramTier::write(Namespace& ns, const PutItem& item, const KeyH
                                   const Token* token, Tick tick) {
   const Place place = index_.place_of(hash.low);
   const std::uint16_t incarnation = ns.incarnation.load(std::memory_order_acquire);
+  FC_SEQUENCE_POINT("write:begun");
   if (token != nullptr &&
       (token->incarnation != incarnation ||
        token->write_version != write_version(hash.low).load(std::memory_order_acquire))) {
