@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "memory/epoch.hpp"
+#include "core/epoch.hpp"
 #include "support.hpp"
 #include "testing/sequence_point.hpp"
 

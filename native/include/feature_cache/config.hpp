@@ -22,6 +22,45 @@ struct DomainConfig {
   double refresh_ahead = 0.0;  // hot keys are refreshed in this last share of their TTL
 };
 
+// Which evicted items are worth a write to NVM.
+enum class AdmissionKind : std::uint8_t {
+  All,
+  Frequency,    // asked at least `admission_frequency` times of late (count-min)
+  RejectFirst,  // evicted from DRAM before, not long ago
+};
+AdmissionKind parse_admission(const std::string& name);  // throws std::invalid_argument
+const char* admission_name(AdmissionKind kind) noexcept;
+
+// Which items come back to DRAM when they are read from NVM.
+enum class PromotionKind : std::uint8_t { Always, SecondHit, Never };
+PromotionKind parse_promotion(const std::string& name);  // throws std::invalid_argument
+const char* promotion_name(PromotionKind kind) noexcept;
+
+// How the device is read and written.
+enum class IoKind : std::uint8_t {
+  Auto,     // io_uring where the kernel allows it, else threads
+  Uring,    // io_uring or no start
+  Threads,  // a pool of threads with pread and pwrite
+};
+IoKind parse_io(const std::string& name);  // throws std::invalid_argument
+const char* io_name(IoKind kind) noexcept;
+
+// A namespace's part of the NVM tier.
+struct NvmShareConfig {
+  std::uint64_t budget_bytes = 0;  // 0: its evicted items are dropped
+  AdmissionKind admission = AdmissionKind::All;
+  std::uint32_t admission_frequency = 2;  // 1..15
+  PromotionKind promotion = PromotionKind::SecondHit;
+};
+
+// When a read of the device counts as late, and how many late keys may ask the store.
+struct SpeculativeConfig {
+  bool enabled = false;
+  std::uint64_t after_us = 0;    // since the device got the read; 0: a quantile of recent reads
+  double after_quantile = 0.99;  // used when after_us is 0
+  double budget = 0.05;          // of the namespace's keys asked, in any second
+};
+
 // All conditions given must hold.
 struct RouteRule {
   std::string domain;
@@ -36,7 +75,31 @@ struct NamespaceConfig {
   std::vector<RouteRule> rules;
   std::string store;                      // empty: misses are not fetched
   std::uint64_t negative_ttl_ms = 0;      // 0: not-found answers are not cached
-  std::uint64_t fetch_timeout_ms = 1000;  // how long a read without deadline waits for the store
+  std::uint64_t fetch_timeout_ms = 1000;  // how long a read without deadline waits
+  NvmShareConfig nvm;
+  SpeculativeConfig speculative;
+};
+
+// One file or block device of the NVM tier.
+struct NvmDeviceConfig {
+  std::string path;
+  std::uint64_t bytes = 0;  // a file is made as large and never grows; 0: all of a block device
+};
+
+struct NvmConfig {
+  std::vector<NvmDeviceConfig> devices;  // empty: no NVM tier; regions are striped over several
+  std::uint32_t region_bytes = 0;        // 0: from the smallest namespace budget, at most 16 MiB
+  IoKind io = IoKind::Auto;
+  bool direct = true;                       // O_DIRECT where the file system has it
+  std::uint32_t queue_depth = 128;          // reads that the device works on at most
+  std::uint32_t io_threads = 16;            // of the thread pool
+  std::uint32_t coalesce_gap_bytes = 4096;  // records so near become one read
+  std::uint32_t queued_reads = 65536;       // records that may wait; beyond: THROTTLED
+  std::uint64_t read_memory_bytes = std::uint64_t{16} << 20;
+  std::uint32_t write_buffers = 2;           // regions being written, beyond one open a namespace
+  std::uint64_t write_bytes_per_second = 0;  // budget for the SSD's endurance; 0: none
+  std::uint32_t errors_max = 16;             // of late; then the device is out of service
+  std::uint64_t probe_interval_ms = 5000;    // how often a device that is out is tried again
 };
 
 struct EngineConfig {
@@ -46,6 +109,7 @@ struct EngineConfig {
   bool huge_pages = true;
   std::uint64_t max_value_bytes = std::uint64_t{8} << 20;
   std::vector<NamespaceConfig> namespaces;
+  NvmConfig nvm;
 
   void validate() const;
 };
@@ -73,6 +137,9 @@ struct NodeConfig {
 struct Geometry {
   std::uint32_t segment_bytes = 0;
   std::uint64_t bucket_count = 0;
+  std::uint64_t nvm_slots = 0;         // of the index, for items on NVM
+  std::uint32_t region_bytes = 0;      // 0: no NVM tier
+  std::uint64_t nvm_memory_bytes = 0;  // write and read buffers, region table, sketches
   std::uint32_t segment_count = 0;     // of the arena, reserve included
   std::uint32_t reserve_segments = 0;  // in flight between eviction and reuse; no domain owns them
   std::uint64_t side_bytes = 0;        // tables, ghosts, sketches, locks

@@ -1,7 +1,7 @@
 // The engine seam: batch-level calls that any engine must answer the same way.
 //
 // tests/engine_contract.hpp is the contract; the bundled engine and any other pass it. All methods
-// are thread-safe. No method calls back into the caller.
+// are thread-safe. None calls back into the caller but read(), and that from a thread of its own.
 #pragma once
 
 #include <cstdint>
@@ -24,17 +24,53 @@ struct Absent {
   Token token;
 };
 
+// A cell whose key may lie on NVM, as a lookup found it. Handed to Engine::read() once, or given
+// back by Engine::release(): until then it keeps its region from being reused.
+struct NvmCell {
+  std::string_view key;  // must live until the read has ended
+  std::uint64_t hash = 0;
+  std::uint64_t entry = 0;  // the index entry's word
+  NamespaceIndex ns = kNoNamespace;
+  Token token;               // what a fetch of the key may install
+  std::uint32_t column = 0;  // the caller's numbers, handed back as they are
+  std::uint32_t position = 0;
+};
+
+// What became of an NVM cell.
+struct NvmAnswer {
+  NvmCell cell;                          // of Miss: `cell.token` is a token for a fetch
+  CellStatus status = CellStatus::Miss;  // HitNvm, HitDram (it moved), NotFound, Miss or Throttled
+  std::span<const std::uint8_t> value;   // valid during the call only
+};
+
+// Who waits for NVM cells. Called from the engine's threads, a few cells at a time, each answered
+// exactly once; calls for one reader do not overlap with one another. Must not block.
+class NvmReader {
+ public:
+  virtual ~NvmReader() = default;
+  virtual void answer(std::span<const NvmAnswer> answers) = 0;
+  // Cells whose read is late on the device (SpeculativeConfig); each is named once, and still
+  // answered when its read ends.
+  virtual void late(std::span<const NvmCell> cells) = 0;
+  // Whether anybody still wants the answers; asked before a read is handed to the device.
+  virtual bool wanted() const noexcept = 0;
+};
+
 // One column of a lookup. The caller owns all of it; arrays have keys.size() entries.
 struct GetColumn {
   NamespaceIndex ns = kNoNamespace;
   std::span<const std::string_view> keys;
-  std::span<CellStatus> statuses;          // out: HitDram, NotFound, Miss, Throttled (reply limit)
+  // Out: HitDram, HitNvm, NotFound, Miss, Throttled (reply limit); Unspecified: in `nvm`.
+  std::span<CellStatus> statuses;
   std::span<std::uint32_t> lengths;        // out: bytes of each value, 0 where there is none
   Buffer* values = nullptr;                // out: values are appended in key order
   std::uint64_t max_value_bytes = ~0ull;   // of this column; what does not fit is Throttled
   bool quiet = false;                      // not counted as asked: a second look of one request
   std::vector<Absent>* absent = nullptr;   // out, may be null
   std::vector<Absent>* refresh = nullptr;  // out, may be null: hits that are hot and near expiry
+  // Out: cells to be read from NVM. Null: a call that is not quiet reads them itself and waits; a
+  // quiet one answers them Miss.
+  std::vector<NvmCell>* nvm = nullptr;
 };
 
 struct PutItem {
@@ -54,6 +90,10 @@ class Engine {
   virtual DomainIndex find_domain(NamespaceIndex ns, std::string_view name) const noexcept = 0;
 
   virtual void get(GetColumn& column) = 0;
+  // Reads cells from NVM, all of a batch at once; `reader` hears of each. Returns at once.
+  virtual void read(std::vector<NvmCell> cells, std::shared_ptr<NvmReader> reader) = 0;
+  // Gives cells back that will not be read.
+  virtual void release(std::span<const NvmCell> cells) = 0;
   // One status an item: Stored or Rejected. A rejected put leaves no older value behind.
   virtual void put(NamespaceIndex ns, std::span<const PutItem> items,
                    std::span<WriteStatus> statuses) = 0;
@@ -76,9 +116,14 @@ class Engine {
 };
 
 class Clock;
+class NvmDevice;
 
 // The bundled engine. `clock` must outlive it. With `background`, a thread of its own maintains it.
+// `devices`: used instead of opening config.nvm.devices, one each; for tests and drills. Throws
+// std::invalid_argument for a config that does not fit, std::bad_alloc for no memory,
+// std::system_error for a device that cannot be used.
 std::unique_ptr<Engine> make_engine(const EngineConfig& config, const Clock& clock,
-                                    bool background = true);
+                                    bool background = true,
+                                    std::vector<std::shared_ptr<NvmDevice>> devices = {});
 
 }  // namespace fc

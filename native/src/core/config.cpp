@@ -50,6 +50,122 @@ void validate_namespace(const NamespaceConfig& ns) {
   if (ns.negative_ttl_ms > layout::kMaxTtlMs) bad(where + ": negative_ttl is above one year");
 }
 
+void validate_nvm_share(const NamespaceConfig& ns) {
+  const std::string where = "namespace " + ns.name;
+  if (ns.nvm.admission_frequency < 1 || ns.nvm.admission_frequency > layout::kMaxAsked) {
+    bad(where + ": nvm admission_frequency must lie in 1..15");
+  }
+  if (!ns.speculative.enabled) return;
+  if (ns.nvm.budget_bytes == 0) bad(where + ": speculative lookups need an nvm budget");
+  if (ns.store.empty()) bad(where + ": speculative lookups need a store to ask");
+  if (!(ns.speculative.budget > 0.0 && ns.speculative.budget <= 1.0)) {
+    bad(where + ": the speculative budget must lie above 0 and at most at 1");
+  }
+  if (!(ns.speculative.after_quantile >= 0.5 && ns.speculative.after_quantile < 1.0)) {
+    bad(where + ": the speculative quantile must lie in 0.5..1");
+  }
+}
+
+std::uint32_t automatic_region_bytes(const EngineConfig& config) {
+  std::uint64_t smallest = ~0ull;
+  for (const NamespaceConfig& ns : config.namespaces) {
+    if (ns.nvm.budget_bytes != 0) smallest = std::min(smallest, ns.nvm.budget_bytes);
+  }
+  return static_cast<std::uint32_t>(
+      std::clamp<std::uint64_t>(std::bit_floor(smallest / layout::kRegionsPerNamespaceWanted),
+                                layout::kMinRegionBytes, layout::kMaxRegionBytes));
+}
+
+void validate_nvm(const EngineConfig& config) {
+  const NvmConfig& nvm = config.nvm;
+  std::uint64_t budgets = 0;
+  for (const NamespaceConfig& ns : config.namespaces) {
+    validate_nvm_share(ns);
+    budgets += ns.nvm.budget_bytes;
+  }
+  if (nvm.devices.empty()) {
+    if (budgets != 0) bad("a namespace has an nvm budget, but there is no nvm device");
+    return;
+  }
+  if (nvm.devices.size() > layout::kMaxNvmDevices) bad("more than 16 nvm devices");
+  if (nvm.region_bytes != 0 &&
+      (!std::has_single_bit(nvm.region_bytes) || nvm.region_bytes < layout::kMinRegionBytes ||
+       nvm.region_bytes > layout::kMaxRegionBytes)) {
+    bad("region_bytes must be a power of two from 64 KiB to 16 MiB");
+  }
+  std::set<std::string> paths;
+  for (const NvmDeviceConfig& device : nvm.devices) {
+    if (device.path.empty()) bad("an nvm device needs a path");
+    if (!paths.insert(device.path).second) bad("nvm device " + device.path + " twice");
+  }
+  if (nvm.queue_depth == 0 || nvm.queue_depth > 4096) bad("nvm queue_depth must lie in 1..4096");
+  if (nvm.io_threads == 0 || nvm.io_threads > 256) bad("nvm io_threads must lie in 1..256");
+  if (nvm.coalesce_gap_bytes > (64u << 10)) bad("nvm coalesce_gap_bytes is above 64 KiB");
+  if (nvm.queued_reads == 0) bad("nvm queued_reads must be positive");
+  if (nvm.read_memory_bytes < 2 * layout::kMaxNvmRecordBytes) {
+    bad("nvm read_memory_bytes must be at least 4 MiB: a read may bring 2 MiB");
+  }
+  if (nvm.write_buffers == 0 || nvm.write_buffers > 64) bad("nvm write_buffers must lie in 1..64");
+  if (nvm.errors_max == 0) bad("nvm errors_max must be positive");
+  if (nvm.probe_interval_ms == 0) bad("nvm probe_interval must be positive");
+}
+
+// Regions of all devices; 0 where a size is still to be learnt from the device.
+std::uint64_t region_count(const NvmConfig& nvm, std::uint32_t region_bytes) {
+  std::uint64_t regions = 0;
+  for (const NvmDeviceConfig& device : nvm.devices) {
+    if (device.bytes > layout::kNvmDataOffset) {
+      regions += (device.bytes - layout::kNvmDataOffset) / region_bytes;
+    }
+  }
+  return regions;
+}
+
+// What the NVM tier takes of the memory: index slots, buffers, the table of regions, sketches.
+void plan_nvm(const EngineConfig& config, Geometry& plan) {
+  const NvmConfig& nvm = config.nvm;
+  if (nvm.devices.empty()) return;
+  plan.region_bytes = nvm.region_bytes != 0 ? nvm.region_bytes : automatic_region_bytes(config);
+  const std::uint64_t regions = region_count(nvm, plan.region_bytes);
+  if (regions * plan.region_bytes > layout::kMaxNvmBytes) {
+    bad("the nvm devices hold more than the 1 TiB that one instance can address");
+  }
+  const std::uint64_t record = (config.expected_item_bytes + layout::kNvmRecordHeaderBytes +
+                                layout::kNvmListedBytes + layout::kNvmRecordAlignment / 2);
+  std::uint64_t used_regions = 0;
+  std::uint64_t shares = 0;
+  std::uint64_t sketch_bytes = 0;
+  for (const NamespaceConfig& ns : config.namespaces) {
+    const std::uint64_t budget = ns.nvm.budget_bytes / plan.region_bytes;
+    if (ns.nvm.budget_bytes == 0) continue;
+    if (budget < layout::kMinNamespaceRegions) {
+      bad("namespace " + ns.name + ": an nvm budget of " + std::to_string(ns.nvm.budget_bytes) +
+          " bytes is below the least of " +
+          std::to_string(std::uint64_t{layout::kMinNamespaceRegions} * plan.region_bytes) +
+          ", four regions");
+    }
+    ++shares;
+    used_regions += budget;
+    const std::uint64_t items = budget * plan.region_bytes / record;
+    if (ns.nvm.admission == AdmissionKind::Frequency) {
+      sketch_bytes += items / layout::kNvmItemsPerSketchItem * 8 + 64;
+    } else if (ns.nvm.admission == AdmissionKind::RejectFirst) {
+      sketch_bytes += items / layout::kNvmItemsPerGhost * 2 + 64;
+    }
+  }
+  if (used_regions > regions) {
+    bad("the namespaces' nvm budgets add up to " + std::to_string(used_regions) + " regions of " +
+        std::to_string(plan.region_bytes) + " bytes, but the devices hold " +
+        std::to_string(regions));
+  }
+  const std::uint64_t items = used_regions * plan.region_bytes / record;
+  plan.nvm_slots = static_cast<std::uint64_t>(static_cast<double>(items) / layout::kIndexLoad);
+  const std::uint64_t listed = plan.region_bytes / record * layout::kNvmListedBytes;
+  plan.nvm_memory_bytes = (shares + nvm.write_buffers) * (plan.region_bytes + listed) +
+                          regions * layout::kRegionTableBytes + nvm.read_memory_bytes +
+                          sketch_bytes;
+}
+
 std::uint32_t automatic_segment_bytes(const EngineConfig& config) {
   std::uint64_t smallest = config.memory_bytes;
   for (const NamespaceConfig& ns : config.namespaces) {
@@ -105,6 +221,63 @@ const char* policy_name(PolicyKind kind) noexcept {
   return "?";
 }
 
+AdmissionKind parse_admission(const std::string& name) {
+  if (name == "all") return AdmissionKind::All;
+  if (name == "frequency") return AdmissionKind::Frequency;
+  if (name == "reject_first") return AdmissionKind::RejectFirst;
+  bad("unknown admission '" + name + "': all, frequency or reject_first");
+}
+
+const char* admission_name(AdmissionKind kind) noexcept {
+  switch (kind) {
+    case AdmissionKind::All:
+      return "all";
+    case AdmissionKind::Frequency:
+      return "frequency";
+    case AdmissionKind::RejectFirst:
+      return "reject_first";
+  }
+  return "?";
+}
+
+PromotionKind parse_promotion(const std::string& name) {
+  if (name == "always") return PromotionKind::Always;
+  if (name == "second_hit") return PromotionKind::SecondHit;
+  if (name == "never") return PromotionKind::Never;
+  bad("unknown promotion '" + name + "': always, second_hit or never");
+}
+
+const char* promotion_name(PromotionKind kind) noexcept {
+  switch (kind) {
+    case PromotionKind::Always:
+      return "always";
+    case PromotionKind::SecondHit:
+      return "second_hit";
+    case PromotionKind::Never:
+      return "never";
+  }
+  return "?";
+}
+
+IoKind parse_io(const std::string& name) {
+  if (name == "auto") return IoKind::Auto;
+  if (name == "io_uring") return IoKind::Uring;
+  if (name == "threads") return IoKind::Threads;
+  bad("unknown io '" + name + "': auto, io_uring or threads");
+}
+
+const char* io_name(IoKind kind) noexcept {
+  switch (kind) {
+    case IoKind::Auto:
+      return "auto";
+    case IoKind::Uring:
+      return "io_uring";
+    case IoKind::Threads:
+      return "threads";
+  }
+  return "?";
+}
+
 void EngineConfig::validate() const {
   if (namespaces.empty()) bad("at least one namespace is needed");
   if (namespaces.size() > layout::kMaxNamespaces) bad("more than 256 namespaces");
@@ -123,6 +296,7 @@ void EngineConfig::validate() const {
   }
   if (expected_item_bytes == 0) bad("expected_item_bytes must be positive");
   if (max_value_bytes > kMaxValueBytes) bad("max_value_bytes is above 8 MiB");
+  validate_nvm(*this);
 }
 
 void NodeConfig::validate() const {
@@ -158,8 +332,11 @@ Geometry Geometry::plan(const EngineConfig& config) {
   const double record =
       static_cast<double>(config.expected_item_bytes) + layout::kRecordHeaderBytes;
   const double per_item = layout::kSlotBytes / layout::kIndexLoad + side_bytes_per_item(config);
-  const double fixed = static_cast<double>(layout::kFixedBytes) +
-                       static_cast<double>(domains) * layout::kBytesPerDomain;
+  plan_nvm(config, plan);
+  const double fixed =
+      static_cast<double>(layout::kFixedBytes) +
+      static_cast<double>(domains) * layout::kBytesPerDomain +
+      static_cast<double>(plan.nvm_slots * layout::kSlotBytes + plan.nvm_memory_bytes);
   const double per_arena_byte =
       1.0 + per_item / record + layout::kSegmentTableBytes / plan.segment_bytes;
   const double arena = (static_cast<double>(config.memory_bytes) - fixed) / per_arena_byte;
@@ -179,8 +356,10 @@ Geometry Geometry::plan(const EngineConfig& config) {
   }
   plan.segment_count = static_cast<std::uint32_t>(segments);
   const double items = static_cast<double>(plan.domain_bytes()) / record;
-  plan.bucket_count =
-      static_cast<std::uint64_t>(items / layout::kIndexLoad / layout::kSlotsPerBucket) + 1;
+  plan.bucket_count = static_cast<std::uint64_t>(
+                          (items / layout::kIndexLoad + static_cast<double>(plan.nvm_slots)) /
+                          layout::kSlotsPerBucket) +
+                      1;
   plan.side_bytes = config.memory_bytes - std::uint64_t{plan.segment_count} * plan.segment_bytes -
                     plan.bucket_count * layout::kSlotsPerBucket * layout::kSlotBytes;
   return plan;

@@ -27,6 +27,22 @@ inline constexpr std::uint64_t kBytesPerDomain = 2u << 10;  // its state, and it
 inline constexpr std::uint32_t kWriteVersionStripes = 1u << 16;
 inline constexpr std::uint32_t kLockStripes = 1u << 16;
 
+// The NVM tier.
+inline constexpr std::uint32_t kMinRegionBytes = 64u << 10;
+inline constexpr std::uint32_t kMaxRegionBytes = 16u << 20;
+inline constexpr std::uint32_t kRegionsPerNamespaceWanted = 64;
+inline constexpr std::uint32_t kMinNamespaceRegions = 4;    // open, being written, sealed, clean
+inline constexpr std::uint64_t kNvmDataOffset = 64u << 10;  // of a device: superblock, probe block
+inline constexpr std::uint64_t kMaxNvmBytes = std::uint64_t{1} << 40;  // an entry's location
+inline constexpr std::size_t kNvmRecordAlignment = 8;
+inline constexpr std::size_t kNvmRecordHeaderBytes = 16;
+inline constexpr std::size_t kNvmListedBytes = 12;  // of a record in its region's footer
+inline constexpr std::size_t kMaxNvmRecordBytes = std::size_t{2} << 20;
+inline constexpr std::size_t kRegionTableBytes = 128;       // a region's row
+inline constexpr std::uint64_t kNvmItemsPerSketchItem = 4;  // admission by frequency
+inline constexpr std::uint64_t kNvmItemsPerGhost = 2;       // admission by reject-first
+inline constexpr std::size_t kMaxNvmDevices = 16;
+
 inline constexpr std::size_t kMaxNamespaces = 256;
 inline constexpr std::size_t kMaxDomains = 1024;
 inline constexpr std::size_t kMaxDomainsOfNamespace = 32;

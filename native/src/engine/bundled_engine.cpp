@@ -47,6 +47,8 @@ class BundledEngine final : public Engine {
                std::span<InstallStatus> statuses) override {
     dram_.install(ns, items, tokens, statuses);
   }
+  void read(std::vector<NvmCell>, std::shared_ptr<NvmReader>) override {}
+  void release(std::span<const NvmCell>) override {}
   bool token_alive(NamespaceIndex ns, std::string_view key, Token token) const noexcept override {
     return dram_.token_alive(ns, key, token);
   }
@@ -76,8 +78,8 @@ class BundledEngine final : public Engine {
 
 }  // namespace
 
-std::unique_ptr<Engine> make_engine(const EngineConfig& config, const Clock& clock,
-                                    bool background) {
+std::unique_ptr<Engine> make_engine(const EngineConfig& config, const Clock& clock, bool background,
+                                    std::vector<std::shared_ptr<NvmDevice>>) {
   config.validate();
   return std::make_unique<BundledEngine>(config, clock, background);
 }

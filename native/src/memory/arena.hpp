@@ -16,7 +16,7 @@
 
 #include "feature_cache/config.hpp"
 #include "index/index.hpp"
-#include "memory/epoch.hpp"
+#include "core/epoch.hpp"
 #include "memory/record.hpp"
 
 namespace fc {
