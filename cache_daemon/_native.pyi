@@ -18,6 +18,7 @@ __all__ = [
     "NamespaceConfig",
     "Node",
     "NodeConfig",
+    "NvmConfig",
     "Reply",
     "RouteRule",
     "RpcError",
@@ -73,6 +74,13 @@ class NamespaceConfig:
         store: str = "",  # "": misses are not fetched
         negative_ttl_ms: int = 0,  # 0: not-found answers are not cached
         fetch_timeout_ms: int = 1000,  # how long a read waits for the store when it has no deadline
+        nvm_budget_bytes: int = 0,  # 0: its evicted items are dropped
+        nvm_admission: str = "all",  # all | frequency | reject_first
+        nvm_admission_frequency: int = 2,  # asked so often of late, at most 15
+        nvm_promotion: str = "second_hit",  # second_hit | always | never
+        speculative_budget: float = 0.0,  # of its keys asked, in any second; 0: off
+        speculative_after_us: int = 0,  # a read of a device is late then; 0: by the quantile
+        speculative_after_quantile: float = 0.99,  # of recent reads
     ) -> None: ...
     name: str
     domains: list[DomainConfig]
@@ -81,6 +89,13 @@ class NamespaceConfig:
     store: str
     negative_ttl_ms: int
     fetch_timeout_ms: int
+    nvm_budget_bytes: int
+    nvm_admission: str
+    nvm_admission_frequency: int
+    nvm_promotion: str
+    speculative_budget: float
+    speculative_after_us: int
+    speculative_after_quantile: float
 
 @final
 class StoreConfig:
@@ -101,6 +116,40 @@ class StoreConfig:
     queue_keys: int
 
 @final
+class NvmConfig:
+    """The NVM tier: files or block devices below the DRAM tier."""
+    def __init__(
+        self,
+        *,
+        devices: Sequence[tuple[str, int]],  # path and bytes; 0: all of a block device
+        region_bytes: int = 0,  # 0: chosen from the smallest namespace budget, at most 16 MiB
+        io: str = "auto",  # auto | io_uring | threads
+        direct: bool = True,  # O_DIRECT where the file system has it
+        queue_depth: int = 128,  # reads that a device works on at most
+        io_threads: int = 16,  # of the thread pool
+        coalesce_gap_bytes: int = 4096,  # records so near become one read
+        queued_reads: int = 65536,  # records that may wait; beyond: THROTTLED
+        read_memory_bytes: int = 16 << 20,
+        write_buffers: int = 2,  # regions being written, beyond one open a namespace
+        write_bytes_per_second: int = 0,  # 0: no limit
+        errors_max: int = 16,  # of late; then the device is out of service
+        probe_interval_ms: int = 5000,  # how often a device that is out is tried again
+    ) -> None: ...
+    devices: list[tuple[str, int]]
+    region_bytes: int
+    io: str
+    direct: bool
+    queue_depth: int
+    io_threads: int
+    coalesce_gap_bytes: int
+    queued_reads: int
+    read_memory_bytes: int
+    write_buffers: int
+    write_bytes_per_second: int
+    errors_max: int
+    probe_interval_ms: int
+
+@final
 class NodeConfig:
     def __init__(
         self,
@@ -116,6 +165,7 @@ class NodeConfig:
         max_reply_bytes: int = 64 << 20,
         max_pending_batches: int = 4096,
         refresh_keys_per_second: int = 1000,
+        nvm: NvmConfig | None = None,  # None: no NVM tier
     ) -> None: ...
     memory_bytes: int
     namespaces: list[NamespaceConfig]
@@ -128,8 +178,14 @@ class NodeConfig:
     max_reply_bytes: int
     max_pending_batches: int
     refresh_keys_per_second: int
+    nvm: NvmConfig | None
     def arena_bytes(self) -> int:
-        """Bytes that the domains' budgets may share, after index and tables are taken off."""
+        """Bytes that the domains' budgets may share, after index and tables are taken off.
+
+        Raises ValueError when the memory is too small, or the NVM budgets do not fit the devices.
+        """
+    def nvm_memory_bytes(self) -> int:
+        """Bytes of the memory that the NVM tier takes: index slots, buffers, tables."""
 
 # ---- the node ------------------------------------------------------------------------------------
 
@@ -198,7 +254,8 @@ class FetchBatch:
 class Node:
     """Engine, single-flight table and store queues of one process."""
     def __init__(self, config: NodeConfig) -> None:
-        """Raises ValueError for a bad config and MemoryError when memory cannot be reserved."""
+        """Raises ValueError for a bad config, MemoryError when memory cannot be reserved and
+        OSError when an NVM device cannot be used."""
     def batch_get(self, request: bytes, timeout_s: float) -> Reply:
         """Serves one encoded BatchGetRequest in process. Raises RpcError as the server would."""
     def batch_put(self, request: bytes, timeout_s: float) -> WriteReply: ...

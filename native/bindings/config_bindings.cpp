@@ -1,5 +1,8 @@
 #include <pybind11/stl.h>
 
+#include <optional>
+#include <utility>
+
 #include "bindings.hpp"
 #include "feature_cache/config.hpp"
 
@@ -52,12 +55,33 @@ void bind_rule(py::module_& module) {
       .def_readwrite("asked_at_least", &fc::RouteRule::asked_at_least);
 }
 
+// A budget of 0 is how Python says that there are no speculative lookups.
+double speculative_budget_of(const fc::NamespaceConfig& ns) {
+  return ns.speculative.enabled ? ns.speculative.budget : 0.0;
+}
+void set_speculative_budget(fc::NamespaceConfig& ns, double budget) {
+  ns.speculative.enabled = budget != 0.0;
+  if (ns.speculative.enabled) ns.speculative.budget = budget;
+}
+
+// A field of a part of a config, shown as the config's own.
+template <class Config, class Part, class T>
+void inner_field(py::class_<Config>& bound, const char* name, Part Config::*part, T Part::*field) {
+  bound.def_property(
+      name, [part, field](const Config& config) { return config.*part.*field; },
+      [part, field](Config& config, T value) { config.*part.*field = std::move(value); });
+}
+
 void bind_namespace(py::module_& module) {
-  py::class_<fc::NamespaceConfig>(module, "NamespaceConfig")
+  py::class_<fc::NamespaceConfig> bound(module, "NamespaceConfig");
+  bound
       .def(py::init([](std::string name, std::vector<fc::DomainConfig> domains,
                        std::string default_domain, std::vector<fc::RouteRule> rules,
                        std::string store, std::uint64_t negative_ttl_ms,
-                       std::uint64_t fetch_timeout_ms) {
+                       std::uint64_t fetch_timeout_ms, std::uint64_t nvm_budget_bytes,
+                       const std::string& nvm_admission, std::uint32_t nvm_admission_frequency,
+                       const std::string& nvm_promotion, double speculative_budget,
+                       std::uint64_t speculative_after_us, double speculative_after_quantile) {
              fc::NamespaceConfig ns;
              ns.name = std::move(name);
              ns.domains = std::move(domains);
@@ -66,18 +90,50 @@ void bind_namespace(py::module_& module) {
              ns.store = std::move(store);
              ns.negative_ttl_ms = negative_ttl_ms;
              ns.fetch_timeout_ms = fetch_timeout_ms;
+             ns.nvm.budget_bytes = nvm_budget_bytes;
+             ns.nvm.admission = fc::parse_admission(nvm_admission);
+             ns.nvm.admission_frequency = nvm_admission_frequency;
+             ns.nvm.promotion = fc::parse_promotion(nvm_promotion);
+             set_speculative_budget(ns, speculative_budget);
+             ns.speculative.after_us = speculative_after_us;
+             ns.speculative.after_quantile = speculative_after_quantile;
              return ns;
            }),
            py::kw_only(), "name"_a, "domains"_a, "default_domain"_a,
            "rules"_a = std::vector<fc::RouteRule>(), "store"_a = "", "negative_ttl_ms"_a = 0,
-           "fetch_timeout_ms"_a = 1000)
+           "fetch_timeout_ms"_a = 1000, "nvm_budget_bytes"_a = 0, "nvm_admission"_a = "all",
+           "nvm_admission_frequency"_a = 2, "nvm_promotion"_a = "second_hit",
+           "speculative_budget"_a = 0.0, "speculative_after_us"_a = 0,
+           "speculative_after_quantile"_a = 0.99)
       .def_readwrite("name", &fc::NamespaceConfig::name)
       .def_readwrite("domains", &fc::NamespaceConfig::domains)
       .def_readwrite("default_domain", &fc::NamespaceConfig::default_domain)
       .def_readwrite("rules", &fc::NamespaceConfig::rules)
       .def_readwrite("store", &fc::NamespaceConfig::store)
       .def_readwrite("negative_ttl_ms", &fc::NamespaceConfig::negative_ttl_ms)
-      .def_readwrite("fetch_timeout_ms", &fc::NamespaceConfig::fetch_timeout_ms);
+      .def_readwrite("fetch_timeout_ms", &fc::NamespaceConfig::fetch_timeout_ms)
+      .def_property("speculative_budget", speculative_budget_of, set_speculative_budget);
+  inner_field(bound, "nvm_budget_bytes", &fc::NamespaceConfig::nvm,
+              &fc::NvmShareConfig::budget_bytes);
+  inner_field(bound, "nvm_admission_frequency", &fc::NamespaceConfig::nvm,
+              &fc::NvmShareConfig::admission_frequency);
+  inner_field(bound, "speculative_after_us", &fc::NamespaceConfig::speculative,
+              &fc::SpeculativeConfig::after_us);
+  inner_field(bound, "speculative_after_quantile", &fc::NamespaceConfig::speculative,
+              &fc::SpeculativeConfig::after_quantile);
+  bound
+      .def_property(
+          "nvm_admission",
+          [](const fc::NamespaceConfig& ns) { return fc::admission_name(ns.nvm.admission); },
+          [](fc::NamespaceConfig& ns, const std::string& name) {
+            ns.nvm.admission = fc::parse_admission(name);
+          })
+      .def_property(
+          "nvm_promotion",
+          [](const fc::NamespaceConfig& ns) { return fc::promotion_name(ns.nvm.promotion); },
+          [](fc::NamespaceConfig& ns, const std::string& name) {
+            ns.nvm.promotion = fc::parse_promotion(name);
+          });
 }
 
 void bind_store(py::module_& module) {
@@ -96,11 +152,74 @@ void bind_store(py::module_& module) {
       .def_readwrite("queue_keys", &fc::StoreConfig::queue_keys);
 }
 
-template <class T, class Class>
-void engine_field(Class& bound, const char* name, T fc::EngineConfig::*field) {
-  bound.def_property(
-      name, [field](const fc::NodeConfig& config) { return config.engine.*field; },
-      [field](fc::NodeConfig& config, T value) { config.engine.*field = std::move(value); });
+constexpr std::uint64_t kIndexSlotBytes = 8;  // the bindings do not see core/layout.hpp
+
+using Devices = std::vector<std::pair<std::string, std::uint64_t>>;
+
+Devices devices_of(const fc::NvmConfig& nvm) {
+  Devices devices;
+  for (const fc::NvmDeviceConfig& device : nvm.devices) {
+    devices.emplace_back(device.path, device.bytes);
+  }
+  return devices;
+}
+void set_devices(fc::NvmConfig& nvm, const Devices& devices) {
+  nvm.devices.clear();
+  for (const auto& [path, bytes] : devices) nvm.devices.push_back({path, bytes});
+}
+
+void bind_nvm(py::module_& module) {
+  py::class_<fc::NvmConfig>(module, "NvmConfig")
+      .def(py::init([](const Devices& devices, std::uint32_t region_bytes, const std::string& io,
+                       bool direct, std::uint32_t queue_depth, std::uint32_t io_threads,
+                       std::uint32_t coalesce_gap_bytes, std::uint32_t queued_reads,
+                       std::uint64_t read_memory_bytes, std::uint32_t write_buffers,
+                       std::uint64_t write_bytes_per_second, std::uint32_t errors_max,
+                       std::uint64_t probe_interval_ms) {
+             fc::NvmConfig nvm;
+             set_devices(nvm, devices);
+             nvm.region_bytes = region_bytes;
+             nvm.io = fc::parse_io(io);
+             nvm.direct = direct;
+             nvm.queue_depth = queue_depth;
+             nvm.io_threads = io_threads;
+             nvm.coalesce_gap_bytes = coalesce_gap_bytes;
+             nvm.queued_reads = queued_reads;
+             nvm.read_memory_bytes = read_memory_bytes;
+             nvm.write_buffers = write_buffers;
+             nvm.write_bytes_per_second = write_bytes_per_second;
+             nvm.errors_max = errors_max;
+             nvm.probe_interval_ms = probe_interval_ms;
+             return nvm;
+           }),
+           py::kw_only(), "devices"_a, "region_bytes"_a = 0, "io"_a = "auto", "direct"_a = true,
+           "queue_depth"_a = 128, "io_threads"_a = 16, "coalesce_gap_bytes"_a = 4096,
+           "queued_reads"_a = 65536, "read_memory_bytes"_a = 16 << 20, "write_buffers"_a = 2,
+           "write_bytes_per_second"_a = 0, "errors_max"_a = 16, "probe_interval_ms"_a = 5000)
+      .def_property("devices", devices_of, set_devices)
+      .def_readwrite("region_bytes", &fc::NvmConfig::region_bytes)
+      .def_property(
+          "io", [](const fc::NvmConfig& nvm) { return fc::io_name(nvm.io); },
+          [](fc::NvmConfig& nvm, const std::string& name) { nvm.io = fc::parse_io(name); })
+      .def_readwrite("direct", &fc::NvmConfig::direct)
+      .def_readwrite("queue_depth", &fc::NvmConfig::queue_depth)
+      .def_readwrite("io_threads", &fc::NvmConfig::io_threads)
+      .def_readwrite("coalesce_gap_bytes", &fc::NvmConfig::coalesce_gap_bytes)
+      .def_readwrite("queued_reads", &fc::NvmConfig::queued_reads)
+      .def_readwrite("read_memory_bytes", &fc::NvmConfig::read_memory_bytes)
+      .def_readwrite("write_buffers", &fc::NvmConfig::write_buffers)
+      .def_readwrite("write_bytes_per_second", &fc::NvmConfig::write_bytes_per_second)
+      .def_readwrite("errors_max", &fc::NvmConfig::errors_max)
+      .def_readwrite("probe_interval_ms", &fc::NvmConfig::probe_interval_ms);
+}
+
+// None, where there is no NVM tier: inside that is an empty list of devices.
+std::optional<fc::NvmConfig> nvm_of(const fc::NodeConfig& config) {
+  if (config.engine.nvm.devices.empty()) return std::nullopt;
+  return config.engine.nvm;
+}
+void set_nvm(fc::NodeConfig& config, const std::optional<fc::NvmConfig>& nvm) {
+  config.engine.nvm = nvm.value_or(fc::NvmConfig{});
 }
 
 void bind_node_config(py::module_& module) {
@@ -111,7 +230,8 @@ void bind_node_config(py::module_& module) {
                        std::uint32_t expected_item_bytes, bool huge_pages,
                        std::uint64_t max_value_bytes, std::uint32_t max_batch_keys,
                        std::uint64_t max_reply_bytes, std::uint32_t max_pending_batches,
-                       std::uint32_t refresh_keys_per_second) {
+                       std::uint32_t refresh_keys_per_second,
+                       const std::optional<fc::NvmConfig>& nvm) {
              fc::NodeConfig config;
              config.engine.memory_bytes = memory_bytes;
              config.engine.namespaces = std::move(namespaces);
@@ -124,27 +244,36 @@ void bind_node_config(py::module_& module) {
              config.max_reply_bytes = max_reply_bytes;
              config.max_pending_batches = max_pending_batches;
              config.refresh_keys_per_second = refresh_keys_per_second;
+             set_nvm(config, nvm);
              return config;
            }),
            py::kw_only(), "memory_bytes"_a, "namespaces"_a,
            "stores"_a = std::vector<fc::StoreConfig>(), "segment_bytes"_a = 0,
            "expected_item_bytes"_a = 256, "huge_pages"_a = true, "max_value_bytes"_a = 8 << 20,
            "max_batch_keys"_a = 16384, "max_reply_bytes"_a = 64 << 20,
-           "max_pending_batches"_a = 4096, "refresh_keys_per_second"_a = 1000)
+           "max_pending_batches"_a = 4096, "refresh_keys_per_second"_a = 1000, "nvm"_a = py::none())
       .def_readwrite("stores", &fc::NodeConfig::stores)
       .def_readwrite("max_batch_keys", &fc::NodeConfig::max_batch_keys)
       .def_readwrite("max_reply_bytes", &fc::NodeConfig::max_reply_bytes)
       .def_readwrite("max_pending_batches", &fc::NodeConfig::max_pending_batches)
       .def_readwrite("refresh_keys_per_second", &fc::NodeConfig::refresh_keys_per_second)
-      .def("arena_bytes", [](const fc::NodeConfig& config) {
-        return fc::Geometry::plan(config.engine).domain_bytes();
+      .def_property("nvm", nvm_of, set_nvm)
+      .def("arena_bytes",
+           [](const fc::NodeConfig& config) {
+             return fc::Geometry::plan(config.engine).domain_bytes();
+           })
+      .def("nvm_memory_bytes", [](const fc::NodeConfig& config) {
+        const fc::Geometry plan = fc::Geometry::plan(config.engine);
+        return plan.nvm_slots * kIndexSlotBytes + plan.nvm_memory_bytes;
       });
-  engine_field(bound, "memory_bytes", &fc::EngineConfig::memory_bytes);
-  engine_field(bound, "namespaces", &fc::EngineConfig::namespaces);
-  engine_field(bound, "segment_bytes", &fc::EngineConfig::segment_bytes);
-  engine_field(bound, "expected_item_bytes", &fc::EngineConfig::expected_item_bytes);
-  engine_field(bound, "huge_pages", &fc::EngineConfig::huge_pages);
-  engine_field(bound, "max_value_bytes", &fc::EngineConfig::max_value_bytes);
+  inner_field(bound, "memory_bytes", &fc::NodeConfig::engine, &fc::EngineConfig::memory_bytes);
+  inner_field(bound, "namespaces", &fc::NodeConfig::engine, &fc::EngineConfig::namespaces);
+  inner_field(bound, "segment_bytes", &fc::NodeConfig::engine, &fc::EngineConfig::segment_bytes);
+  inner_field(bound, "expected_item_bytes", &fc::NodeConfig::engine,
+              &fc::EngineConfig::expected_item_bytes);
+  inner_field(bound, "huge_pages", &fc::NodeConfig::engine, &fc::EngineConfig::huge_pages);
+  inner_field(bound, "max_value_bytes", &fc::NodeConfig::engine,
+              &fc::EngineConfig::max_value_bytes);
 }
 
 }  // namespace
@@ -154,5 +283,6 @@ void bind_config(py::module_& module) {
   bind_rule(module);
   bind_namespace(module);
   bind_store(module);
+  bind_nvm(module);
   bind_node_config(module);
 }

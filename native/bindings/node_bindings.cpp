@@ -279,9 +279,22 @@ RequestBytes copy(const py::bytes& request) {
   return bytes;
 }
 
+// What the operating system refuses is an OSError: its code, and what to do about it.
+[[noreturn]] void raise_os_error(const std::system_error& error) {
+  const py::object args = py::make_tuple(error.code().value(), error.what());
+  PyErr_SetObject(PyExc_OSError, args.ptr());
+  throw py::error_already_set();
+}
+
 class PyNode {
  public:
-  explicit PyNode(const NodeConfig& config) : node_(make_node(config)) {
+  explicit PyNode(const NodeConfig& config) {
+    try {
+      py::gil_scoped_release release;  // reserving memory and the space of a device takes its time
+      node_ = make_node(config);
+    } catch (const std::system_error& error) {
+      raise_os_error(error);
+    }
     live_nodes().add(node_.get());
   }
   ~PyNode() {
@@ -430,9 +443,7 @@ class PyServer {
       py::gil_scoped_release release;
       server_ = make_server(target, config);
     } catch (const std::system_error& error) {
-      const py::object args = py::make_tuple(error.code().value(), error.what());
-      PyErr_SetObject(PyExc_OSError, args.ptr());
-      throw py::error_already_set();
+      raise_os_error(error);
     }
   }
   ~PyServer() {
