@@ -22,7 +22,9 @@ from cache_daemon.config import (
     load_config,
     service_manager,
 )
+from cache_daemon.config_nvm import NvmPlan, nvm_plan
 from cache_daemon.config_schema import json_schema
+from cache_daemon.config_units import format_size
 from cache_daemon.log_format import set_up_logging
 
 __all__ = ["main"]
@@ -83,10 +85,11 @@ def check_config(
 ) -> None:
     """Validates a config as a whole and prints the effective settings, defaults included."""
     settings = _load(config)
-    from cache_daemon.config_node import budgets
+    from cache_daemon.config_node import budgets, node_config
 
     try:
         bytes_of = budgets(settings)
+        nvm = nvm_plan(settings)
     except ConfigError as error:
         _fail(_EXIT_BAD_CONFIG, str(ConfigError(error.problems, str(config))))
     effective = effective_settings(settings)
@@ -96,6 +99,8 @@ def check_config(
     console = Console()
     console.print(_settings_table(effective))
     console.print(_domain_table(settings, bytes_of))
+    if nvm is not None:
+        console.print(_nvm_table(settings, nvm, node_config(settings).nvm_memory_bytes()))
 
 
 @_app.command()
@@ -165,8 +170,26 @@ def _domain_table(settings: Config, bytes_of: dict[tuple[str, str], int]) -> Tab
     for (namespace, domain), size in bytes_of.items():
         shown = effective[namespace]["domains"][domain]
         ttl = shown["ttl"] if settings.namespaces[namespace].domains[domain].ttl else "-"
-        table.add_row(namespace, domain, shown["policy"], ttl, f"{size / (1 << 20):.1f}MiB")
+        table.add_row(namespace, domain, shown["policy"], ttl, _mebibytes(size))
     return table
+
+
+def _nvm_table(settings: Config, plan: NvmPlan, memory_bytes: int) -> Table:
+    table = Table("of the NVM tier", "bytes", "regions", title="NVM", title_justify="left")
+    for path, size in plan.devices:
+        regions = plan.regions_of(size)
+        table.add_row(f"device {path}", _mebibytes(size), str(regions))
+    for name, size in plan.budgets.items():
+        asked = settings.namespaces[name].nvm
+        label = f"namespace {name} ({asked.budget})" if asked else f"namespace {name}"
+        table.add_row(label, _mebibytes(size), str(size // plan.region_bytes))
+    table.add_row("one region", format_size(plan.region_bytes), "1")
+    table.add_row("of memory.size: index slots, buffers, tables", _mebibytes(memory_bytes), "")
+    return table
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f}MiB"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 """
 
 import ipaddress
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from cache_daemon.config_model import DOMAINS_MAX, Config, is_address, split_address
+from cache_daemon.config_nvm import DeviceBytes, block_device_bytes, size_missing, usable_bytes
 from cache_daemon.config_problem import ConfigError, Path, Problem, at_path, nearest, translate
 from cache_daemon.config_units import format_share, format_size, parse_budget, parse_size
 from cache_daemon.stores import StoreConfigError, options_model
@@ -35,11 +37,14 @@ def is_loopback(address: str) -> bool:
 
 
 def check(
-    raw: Mapping[Any, Any], machine_memory_bytes: int | None = None
+    raw: Mapping[Any, Any],
+    machine_memory_bytes: int | None = None,
+    device_bytes: DeviceBytes = block_device_bytes,
 ) -> tuple[Config | None, list[Problem]]:
     """Validates raw settings as a whole: the config when there is no problem, and all problems.
 
-    `machine_memory_bytes` is what machine and cgroup allow; None: not checked.
+    `machine_memory_bytes` is what machine and cgroup allow; None: not checked. `device_bytes` tells
+    the size of block devices.
     """
     problems: list[Problem] = []
     config: Config | None = None
@@ -50,8 +55,11 @@ def check(
     problems += _topology_problems(raw)
     problems += _listen_problems(raw)
     problems += _memory_problems(raw, machine_memory_bytes)
+    problems += _device_problems(raw, device_bytes)
+    problems += _nvm_budget_problems(raw, device_bytes)
     for name, namespace in _entries(raw, "namespaces"):
         problems += _namespace_problems(raw, name, namespace)
+        problems += _nvm_share_problems(raw, name, namespace)
     for name, store in _entries(raw, "stores"):
         problems += _option_problems(name, store)
     return (None if problems else config), problems
@@ -151,6 +159,89 @@ def _namespace_problems(
     if isinstance(store, str) and store not in stores:
         hint = nearest(store, stores) if stores else "the config has no stores"
         yield Problem((*here, "store"), f"no store {store!r}; {hint}")
+
+
+def _devices(raw: Mapping[Any, Any]) -> list[tuple[int, str, Any]]:
+    """Place, path and size as written of each device that has a path."""
+    devices = at_path(raw, "nvm", "devices")
+    return [
+        (index, at_path(device, "path"), at_path(device, "size"))
+        for index, device in enumerate(devices if isinstance(devices, list) else ())
+        if isinstance(at_path(device, "path"), str) and at_path(device, "path")
+    ]
+
+
+def _device_problems(raw: Mapping[Any, Any], device_bytes: DeviceBytes) -> Iterator[Problem]:
+    taken: dict[str, int] = {}
+    for index, path, size in _devices(raw):
+        here: Path = ("nvm", "devices", index)
+        if size is None and device_bytes(path) is None:
+            yield Problem((*here, "size"), size_missing(path))
+        first = taken.setdefault(os.path.normpath(path), index)
+        if first != index:
+            yield Problem((*here, "path"), f"{path} is nvm.devices[{first}] already")
+
+
+def _nvm_budget_problems(raw: Mapping[Any, Any], device_bytes: DeviceBytes) -> Iterator[Problem]:
+    shares_of = [
+        (name, namespace["nvm"])
+        for name, namespace in _entries(raw, "namespaces")
+        if isinstance(namespace.get("nvm"), Mapping)
+    ]
+    if isinstance(raw.get("nvm"), Mapping) and not shares_of:
+        yield Problem(
+            ("nvm",),
+            "no namespace uses it; give one a part of it, such as nvm: {budget: 50%}, "
+            "or remove this section",
+        )
+    budgets = [_parsed(parse_budget, nvm.get("budget")) for _, nvm in shares_of]
+    shares = sum(budget.share for budget in budgets if budget)
+    sizes = sum(budget.size for budget in budgets if budget)
+    if shares > 1 + 1e-9:
+        yield Problem(
+            ("namespaces",),
+            f"the namespaces' nvm budgets add up to {format_share(shares)} of the devices; "
+            "at most 100%",
+        )
+        return
+    devices = [
+        device_bytes(path) if size is None else _parsed(parse_size, size)
+        for _, path, size in _devices(raw)
+    ]
+    # What is lost by cutting devices and budgets into whole regions is for `config_nvm` to say.
+    usable = sum(usable_bytes(size) for size in devices if size is not None)
+    if devices and None not in devices and sizes + shares * usable > usable * (1 + 1e-9):
+        yield Problem(
+            ("namespaces",),
+            f"the namespaces' nvm budgets add up to {(sizes + shares * usable) / (1 << 20):.1f}"
+            f"MiB, more than the nvm devices hold ({usable / (1 << 20):.1f}MiB)",
+        )
+
+
+def _nvm_share_problems(
+    raw: Mapping[Any, Any], name: str, namespace: Mapping[Any, Any]
+) -> Iterator[Problem]:
+    here: Path = ("namespaces", name)
+    has_nvm = namespace.get("nvm") is not None
+    if has_nvm and raw.get("nvm") is None:
+        yield Problem(
+            (*here, "nvm"),
+            "the config has no nvm section; add one with a device, or remove this",
+        )
+    if namespace.get("speculative") is None:
+        return
+    if not has_nvm:
+        yield Problem(
+            (*here, "speculative"),
+            "it is for reads of NVM that are late, and this namespace has no nvm; "
+            "give it nvm: {budget: ...}, or remove this",
+        )
+    if namespace.get("store") is None:
+        yield Problem(
+            (*here, "speculative"),
+            "speculative without an upstream: there is nobody to ask; "
+            "give the namespace a store, or remove this",
+        )
 
 
 def _option_problems(name: str, store: Mapping[Any, Any]) -> list[Problem]:

@@ -16,7 +16,17 @@ from pydantic import (
     model_validator,
 )
 
-from cache_daemon.config_units import BudgetField, Duration, Share, Size, SizeOrAuto, format_size
+from cache_daemon.config_units import (
+    BudgetField,
+    Duration,
+    Lateness,
+    LatenessField,
+    NvmBudgetField,
+    Share,
+    Size,
+    SizeOrAuto,
+    format_size,
+)
 from cache_daemon.stores.guard import GuardOptions
 
 __all__ = [
@@ -28,8 +38,12 @@ __all__ = [
     "LogSettings",
     "MemorySettings",
     "NamespaceSettings",
+    "NvmDeviceSettings",
+    "NvmSettings",
+    "NvmShareSettings",
     "RefreshSettings",
     "RuleSettings",
+    "SpeculativeSettings",
     "StoreSettings",
     "StrictModel",
     "is_address",
@@ -40,6 +54,13 @@ __all__ = [
 _VALUE_BYTES_MAX = 8 << 20
 _SEGMENT_BYTES_MIN = 16 << 10
 _SEGMENT_BYTES_MAX = 1 << 20
+_REGION_BYTES_MIN = 64 << 10
+_REGION_BYTES_MAX = 16 << 20
+_NVM_DEVICES_MAX = 16
+_NVM_DEVICE_BYTES_MIN = 1 << 20
+_COALESCE_GAP_MAX = 64 << 10
+_READ_MEMORY_MIN = 4 << 20
+_UINT32_MAX = (1 << 32) - 1
 _TTL_SECONDS_MAX = 366 * 86_400
 _SHARE_OF_TTL_MAX = 0.9
 _ASKED_MAX = 15
@@ -184,6 +205,127 @@ class MemorySettings(StrictModel):
         return size
 
 
+class NvmDeviceSettings(StrictModel):
+    """One file or raw block device of the NVM tier."""
+
+    path: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="A file, which is made where there is none, or a raw block device.",
+    )
+    size: Size | None = Field(
+        default=None,
+        ge=_NVM_DEVICE_BYTES_MIN,
+        description="Bytes; may be left out for a block device: all of it.",
+    )
+
+
+class NvmSettings(StrictModel):
+    """The NVM tier: below DRAM, on files or block devices."""
+
+    devices: tuple[NvmDeviceSettings, ...] = Field(
+        min_length=1,
+        max_length=_NVM_DEVICES_MAX,
+        description="One or several; regions are striped over them.",
+    )
+    region_size: SizeOrAuto = Field(
+        default=0,
+        description="Bytes that are written and reused in one piece; auto: from the smallest "
+        "budget, at most 16MiB.",
+    )
+    io: Literal["auto", "io_uring", "threads"] = Field(
+        default="auto",
+        description="How devices are read; auto: io_uring where the kernel allows it.",
+    )
+    direct: Literal["try", "off"] = Field(
+        default="try", description="Pass by the page cache where the file system can."
+    )
+    queue_depth: int = Field(
+        default=128, ge=1, le=4096, description="Reads that a device works on at a time."
+    )
+    io_threads: int = Field(
+        default=16, ge=1, le=256, description="Threads of the pool where io_uring is not used."
+    )
+    coalesce_gap: Size = Field(
+        default=4096,
+        le=_COALESCE_GAP_MAX,
+        description="Records of one batch that lie so near become one read.",
+    )
+    queued_reads: int = Field(
+        default=65536,
+        ge=1,
+        le=_UINT32_MAX,
+        description="Reads that may wait; beyond it cells are THROTTLED.",
+    )
+    read_memory: Size = Field(
+        default=16 << 20,
+        ge=_READ_MEMORY_MIN,
+        description="Bytes of buffers for reads, part of memory.size.",
+    )
+    write_buffers: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Regions that may be on their way to a device, beyond one open a namespace.",
+    )
+    write_rate: Size = Field(
+        default=0, description="Bytes a second that may be written, for endurance; 0: no limit."
+    )
+    errors_max: int = Field(
+        default=16,
+        ge=1,
+        le=_UINT32_MAX,
+        description="Errors of late that put a device out of service.",
+    )
+    probe_interval: Duration = Field(
+        default=5.0, gt=0, description="How often a device out of service is tried again."
+    )
+
+    @field_validator("region_size")
+    @classmethod
+    def _region_fits(cls, size: int) -> int:
+        power_of_two = size & (size - 1) == 0
+        if size and not (power_of_two and _REGION_BYTES_MIN <= size <= _REGION_BYTES_MAX):
+            raise ValueError(
+                f"{format_size(size)}: a region is auto or a power of two from 64KiB to 16MiB"
+            )
+        return size
+
+
+class NvmShareSettings(StrictModel):
+    """A namespace's part of the NVM tier."""
+
+    budget: NvmBudgetField = Field(
+        description="Bytes: a size, or a share of all devices such as 50%."
+    )
+    admission: Literal["all", "frequency", "reject_first"] = Field(
+        default="all", description="Which items evicted from DRAM are worth a write."
+    )
+    admission_frequency: int = Field(
+        default=2,
+        ge=1,
+        le=_ASKED_MAX,
+        description="With admission: frequency, asked at least so often of late.",
+    )
+    promotion: Literal["second_hit", "always", "never"] = Field(
+        default="second_hit", description="Which items come back to DRAM when they are read."
+    )
+
+
+class SpeculativeSettings(StrictModel):
+    """Lookups that ask the store, too, when a read of NVM is late; the first answer wins."""
+
+    after: LatenessField = Field(
+        default=Lateness(quantile=0.99),
+        description="When a read is late: a quantile of recent reads (p99), or a time (2ms).",
+    )
+    budget: Share = Field(
+        default=0.05,
+        gt=0,
+        description="Of the namespace's keys asked, in any second, at most so many.",
+    )
+
+
 class DomainSettings(StrictModel):
     """One eviction domain: a pool with its own TTL, byte budget and policy."""
 
@@ -255,6 +397,12 @@ class NamespaceSettings(StrictModel):
         default=1.0, gt=0, description="How long a read without a deadline waits for the store."
     )
     rules: tuple[RuleSettings, ...] = Field(default=(), max_length=256)
+    nvm: NvmShareSettings | None = Field(
+        default=None, description="Its part of the NVM tier; none: evicted items are dropped."
+    )
+    speculative: SpeculativeSettings | None = Field(
+        default=None, description="Ask the store when a read of NVM is late; none: wait for it."
+    )
 
     @property
     def entry_domain(self) -> str:
@@ -302,6 +450,9 @@ class Config(StrictModel):
     )
     limits: LimitSettings = LimitSettings()
     memory: MemorySettings
+    nvm: NvmSettings | None = Field(
+        default=None, description="The NVM tier; none: what DRAM evicts is dropped."
+    )
     namespaces: dict[_Name, NamespaceSettings] = Field(min_length=1, max_length=_NAMESPACES_MAX)
     stores: dict[_Name, StoreSettings] = Field(default_factory=dict, max_length=64)
     refresh: RefreshSettings = RefreshSettings()

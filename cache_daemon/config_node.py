@@ -4,8 +4,16 @@ The only config module that needs the native extension: how much of the memory i
 domains, after index and tables, is the engine's to say.
 """
 
-from cache_daemon._native import DomainConfig, NamespaceConfig, NodeConfig, RouteRule, StoreConfig
-from cache_daemon.config_model import Config, NamespaceSettings
+from cache_daemon._native import (
+    DomainConfig,
+    NamespaceConfig,
+    NodeConfig,
+    NvmConfig,
+    RouteRule,
+    StoreConfig,
+)
+from cache_daemon.config_model import Config, NamespaceSettings, NvmSettings
+from cache_daemon.config_nvm import NvmPlan, nvm_plan
 from cache_daemon.config_problem import ConfigError, Path, Problem
 from cache_daemon.config_units import Budget, format_size
 
@@ -22,6 +30,16 @@ def budgets(config: Config) -> dict[tuple[str, str], int]:
 
     Raises ConfigError when they do not fit into the arena.
     """
+    return _budgets(config, nvm_plan(config))
+
+
+def node_config(config: Config) -> NodeConfig:
+    """The native configuration. Raises ConfigError for what the engine cannot do."""
+    nvm = nvm_plan(config)
+    return _build(config, _budgets(config, nvm), nvm)
+
+
+def _budgets(config: Config, nvm: NvmPlan | None) -> dict[tuple[str, str], int]:
     asked = {
         (namespace_name, domain_name): domain.budget
         for namespace_name, namespace in config.namespaces.items()
@@ -33,7 +51,7 @@ def budgets(config: Config) -> dict[tuple[str, str], int]:
     resolved: dict[tuple[str, str], int] = {}
     for _ in range(_ROUNDS_MAX):
         resolved = {key: budget.bytes_of(arena_bytes) for key, budget in asked.items()}
-        before, arena_bytes = arena_bytes, min(arena_bytes, _arena_bytes(config, resolved))
+        before, arena_bytes = arena_bytes, min(arena_bytes, _arena_bytes(config, resolved, nvm))
         if arena_bytes == before:
             break
     total = sum(resolved.values())
@@ -53,17 +71,21 @@ def budgets(config: Config) -> dict[tuple[str, str], int]:
     return resolved
 
 
-def node_config(config: Config) -> NodeConfig:
-    """The native configuration. Raises ConfigError for what the engine cannot do."""
-    return _build(config, budgets(config))
-
-
-def _arena_bytes(config: Config, provisional: dict[tuple[str, str], int]) -> int:
+def _arena_bytes(
+    config: Config, provisional: dict[tuple[str, str], int], nvm: NvmPlan | None
+) -> int:
     where: Path = ("memory",)
     try:
-        arena_bytes = _build(config, provisional).arena_bytes()
+        arena_bytes = _build(config, provisional, nvm).arena_bytes()
     except ValueError as error:
-        raise ConfigError([Problem(where, str(error))]) from error
+        message = str(error)
+        if nvm is not None:
+            message += (
+                "; the NVM tier takes a part of memory.size: index slots for its items, "
+                "nvm.read_memory, and nvm.region_size for each namespace that has nvm and each of "
+                "nvm.write_buffers"
+            )
+        raise ConfigError([Problem(where, message)]) from error
     if arena_bytes <= 0:
         size = format_size(config.memory.size)
         raise ConfigError([Problem(where, f"{size} leaves nothing for values; give more")])
@@ -86,12 +108,13 @@ def _mebibytes(size: int) -> str:
     return f"{size / (1 << 20):.1f}MiB"
 
 
-def _build(config: Config, bytes_of: dict[tuple[str, str], int]) -> NodeConfig:
+def _build(config: Config, bytes_of: dict[tuple[str, str], int], nvm: NvmPlan | None) -> NodeConfig:
     limits, memory = config.limits, config.memory
     return NodeConfig(
         memory_bytes=memory.size,
         namespaces=[
-            _namespace(name, namespace, bytes_of) for name, namespace in config.namespaces.items()
+            _namespace(name, namespace, bytes_of, nvm.budgets.get(name, 0) if nvm else 0)
+            for name, namespace in config.namespaces.items()
         ],
         stores=[
             StoreConfig(
@@ -111,12 +134,36 @@ def _build(config: Config, bytes_of: dict[tuple[str, str], int]) -> NodeConfig:
         max_reply_bytes=limits.max_reply_size,
         max_pending_batches=limits.max_pending_batches,
         refresh_keys_per_second=config.refresh.keys_per_second,
+        nvm=_nvm(config.nvm, nvm) if config.nvm and nvm else None,
+    )
+
+
+def _nvm(settings: NvmSettings, plan: NvmPlan) -> NvmConfig:
+    return NvmConfig(
+        devices=plan.devices,
+        region_bytes=plan.region_bytes,
+        io=settings.io,
+        direct=settings.direct == "try",
+        queue_depth=settings.queue_depth,
+        io_threads=settings.io_threads,
+        coalesce_gap_bytes=settings.coalesce_gap,
+        queued_reads=settings.queued_reads,
+        read_memory_bytes=settings.read_memory,
+        write_buffers=settings.write_buffers,
+        write_bytes_per_second=settings.write_rate,
+        errors_max=settings.errors_max,
+        probe_interval_ms=_milliseconds(settings.probe_interval),
     )
 
 
 def _namespace(
-    name: str, namespace: NamespaceSettings, bytes_of: dict[tuple[str, str], int]
+    name: str,
+    namespace: NamespaceSettings,
+    bytes_of: dict[tuple[str, str], int],
+    nvm_budget_bytes: int,
 ) -> NamespaceConfig:
+    share = namespace.nvm
+    speculative = namespace.speculative
     return NamespaceConfig(
         name=name,
         domains=[
@@ -142,6 +189,13 @@ def _namespace(
         store=namespace.store or "",
         negative_ttl_ms=_milliseconds(namespace.negative_ttl),
         fetch_timeout_ms=_milliseconds(namespace.fetch_timeout),
+        nvm_budget_bytes=nvm_budget_bytes,
+        nvm_admission=share.admission if share else "all",
+        nvm_admission_frequency=share.admission_frequency if share else 2,
+        nvm_promotion=share.promotion if share else "second_hit",
+        speculative_budget=speculative.budget if speculative else 0.0,
+        speculative_after_us=speculative.after.microseconds if speculative else 0,
+        speculative_after_quantile=(speculative.after.quantile or 0.99) if speculative else 0.99,
     )
 
 

@@ -1,8 +1,8 @@
 """Sizes, durations and shares as people write them in a config file.
 
-`Size`, `Duration`, `Share` and `Budget` are pydantic field types: they read `4GiB`, `1h30m` and
-`40%`, hold plain numbers (bytes, seconds, 0..1), and write themselves back in the same notation, so
-that printed effective settings are a valid config again.
+`Size`, `Duration`, `Share`, `Budget` and `Lateness` are pydantic field types: they read `4GiB`,
+`1h30m`, `40%` and `p99`, hold plain numbers (bytes, seconds, 0..1), and write themselves back in
+the same notation, so that printed effective settings are a valid config again.
 """
 
 import re
@@ -16,6 +16,9 @@ __all__ = [
     "Budget",
     "BudgetField",
     "Duration",
+    "Lateness",
+    "LatenessField",
+    "NvmBudgetField",
     "Share",
     "Size",
     "SizeOrAuto",
@@ -24,6 +27,7 @@ __all__ = [
     "format_size",
     "parse_budget",
     "parse_duration",
+    "parse_lateness",
     "parse_share",
     "parse_size",
 ]
@@ -49,6 +53,9 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|d|h|m|s))+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|d|h|m|s)")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+_PERCENTILE = re.compile(r"p(\d+(?:\.\d+)?)")
+_MICROSECONDS = re.compile(r"(\d+)us")
+_LATENESS_US_MAX = 60_000_000
 
 
 def parse_size(value: object) -> int:
@@ -140,14 +147,14 @@ def format_share(share: float) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """The bytes of an eviction domain: a size, or a share of the arena."""
+    """Bytes of an eviction domain or of NVM: a size, or a share of the arena or the devices."""
 
     size: int = 0  # bytes; used when share is 0
-    share: float = 0.0  # of the arena, in 0..1
+    share: float = 0.0  # of the whole, in 0..1
 
-    def bytes_of(self, arena_bytes: int) -> int:
-        """Bytes of this budget in an arena of `arena_bytes`."""
-        return int(self.share * arena_bytes) if self.share else self.size
+    def bytes_of(self, whole_bytes: int) -> int:
+        """Bytes of this budget where `whole_bytes` are shared out."""
+        return int(self.share * whole_bytes) if self.share else self.size
 
     def __str__(self) -> str:
         return format_share(self.share) if self.share else format_size(self.size)
@@ -168,6 +175,46 @@ def parse_budget(value: object) -> Budget:
     return budget
 
 
+@dataclass(frozen=True)
+class Lateness:
+    """When a read of an NVM device counts as late: a time, or a quantile of recent reads."""
+
+    microseconds: int = 0  # used when quantile is 0
+    quantile: float = 0.0  # in 0.5..1
+
+    def __str__(self) -> str:
+        if self.quantile:
+            return f"p{self.quantile * 100:.10g}"
+        if self.microseconds % 1000:
+            return f"{self.microseconds}us"
+        return format_duration(self.microseconds / 1e6)
+
+
+def parse_lateness(value: object) -> Lateness:
+    """A lateness of `p99`, `p99.9`, `2ms` or `500us`. Raises ValueError."""
+    if isinstance(value, Lateness):
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    if match := _PERCENTILE.fullmatch(text):
+        quantile = float(Decimal(match.group(1)) / 100)
+        if not 0.5 <= quantile < 1:
+            raise ValueError(f"{value!r} is out of range; a quantile lies from p50 to below p100")
+        return Lateness(quantile=quantile)
+    if match := _MICROSECONDS.fullmatch(text):
+        microseconds = int(match.group(1))
+    else:
+        try:
+            microseconds = round(parse_duration(value) * 1e6)
+        except ValueError:
+            raise ValueError(
+                f"{value!r} is no lateness; write a quantile of recent reads (p99), "
+                "or a time (2ms, 500us)"
+            ) from None
+    if not 0 < microseconds <= _LATENESS_US_MAX:
+        raise ValueError(f"{value!r} is out of range; it must be above 0 and at most 1m")
+    return Lateness(microseconds=microseconds)
+
+
 def _schema(description: str, pattern: str, *numbers: dict[str, Any]) -> WithJsonSchema:
     text = {"type": "string", "pattern": pattern}
     return WithJsonSchema({"description": description, "anyOf": [text, *numbers]})
@@ -176,6 +223,7 @@ def _schema(description: str, pattern: str, *numbers: dict[str, Any]) -> WithJso
 _SIZE_PATTERN = r"^\d+(\.\d+)?\s*(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)?$"
 _DURATION_PATTERN = r"^(\d+(\.\d+)?(ms|d|h|m|s))+$|^0$"
 _SHARE_PATTERN = r"^\d+(\.\d+)?\s*%$"
+_LATENESS_PATTERN = r"^p\d+(\.\d+)?$|^\d+us$|^(\d+(\.\d+)?(ms|d|h|m|s))+$"
 _BYTES = {"type": "integer", "minimum": 0}
 
 Size = Annotated[
@@ -223,3 +271,23 @@ BudgetField = Annotated[
     ),
 ]
 """A `Budget`."""
+
+NvmBudgetField = Annotated[
+    Budget,
+    PlainValidator(parse_budget),
+    PlainSerializer(str, return_type=str, when_used="json"),
+    _schema(
+        "bytes of a namespace on NVM: a size, or a share of all devices (50%)",
+        rf"{_SIZE_PATTERN}|{_SHARE_PATTERN}",
+        _BYTES,
+    ),
+]
+"""A `Budget` of the NVM tier."""
+
+LatenessField = Annotated[
+    Lateness,
+    PlainValidator(parse_lateness),
+    PlainSerializer(str, return_type=str, when_used="json"),
+    _schema("when a read is late: p99 of recent reads, or 2ms, or 500us", _LATENESS_PATTERN),
+]
+"""A `Lateness`."""
