@@ -41,14 +41,15 @@ struct RequestBytes {
 using ReplyDone = std::function<void(CallStatus, std::vector<Buffer>)>;
 
 class Engine;
+class NvmDevice;
 
 class Node {
  public:
   virtual ~Node() = default;
 
   // Serves an encoded BatchGetRequest. `done` is called once: before this returns when nothing has
-  // to be fetched, else from a thread of the node, at the deadline at the latest. `timeout_ms` 0:
-  // no deadline, the namespaces' fetch timeouts bound the wait.
+  // to be read from NVM or fetched, else from a thread of the node, at the deadline at the latest.
+  // `timeout_ms` 0: no deadline, the namespaces' fetch timeouts bound the wait, stores or none.
   virtual void batch_get(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) = 0;
   virtual CallStatus batch_put(RequestBytes request, std::vector<Buffer>& reply) = 0;
   virtual CallStatus batch_delete(RequestBytes request, std::vector<Buffer>& reply) = 0;
@@ -65,6 +66,8 @@ class Node {
   virtual void stop() = 0;
 };
 
-std::unique_ptr<Node> make_node(const NodeConfig& config);
+// `devices` as in make_engine().
+std::unique_ptr<Node> make_node(const NodeConfig& config,
+                                std::vector<std::shared_ptr<NvmDevice>> devices = {});
 
 }  // namespace fc

@@ -1,10 +1,10 @@
 #include "upstream/cache_node.hpp"
 
 #include <algorithm>
-#include <iterator>
 
 #include "core/hash.hpp"
 #include "core/sequence_point.hpp"
+#include "upstream/nvm_reads.hpp"
 
 namespace fc {
 namespace {
@@ -13,21 +13,11 @@ namespace {
 constexpr std::uint64_t kReplyMarginNs = 4'000'000;
 constexpr std::uint64_t kReplyMarginShare = 10;  // of the timeout, where that is less
 
+constexpr const char* kStopping = "the node is stopping";
+
 constexpr const char* kStatusNames[kCellStatusCount] = {
     "UNSPECIFIED", "HIT_DRAM",  "HIT_NVM",   "FETCHED",     "SPECULATIVE", "NOT_FOUND",
     "MISS",        "TIMED_OUT", "THROTTLED", "WRONG_SHARD", "ERROR"};
-
-CellStatus status_of(const FetchedValue& value) noexcept {
-  switch (value.kind) {
-    case FetchedValue::Kind::Found:
-      return CellStatus::Fetched;
-    case FetchedValue::Kind::NotFound:
-      return CellStatus::NotFound;
-    case FetchedValue::Kind::Garbled:
-      break;
-  }
-  return CellStatus::Error;
-}
 
 CallStatus invalid(std::string message) {
   return {CallStatus::InvalidArgument, std::move(message)};
@@ -35,10 +25,10 @@ CallStatus invalid(std::string message) {
 
 }  // namespace
 
-CacheNode::CacheNode(const NodeConfig& config)
+CacheNode::CacheNode(const NodeConfig& config, std::vector<std::shared_ptr<NvmDevice>> devices)
     : config_((config.validate(), config)),
       limits_{config.max_batch_keys, config.engine.max_value_bytes},
-      engine_(make_engine(config.engine, clock_)) {
+      engine_(make_engine(config.engine, clock_, true, std::move(devices))) {
   for (const StoreConfig& store : config_.stores) {
     stores_.push_back(std::make_shared<StoreQueue>(
         store, [this](NamespaceIndex ns) { return std::string_view(namespaces_[ns]->name); },
@@ -54,6 +44,9 @@ CacheNode::CacheNode(const NodeConfig& config)
     link->store = ns.store.empty() ? nullptr : by_name_.at(ns.store);
     link->negative_cached = ns.negative_ttl_ms != 0;
     link->fetch_timeout_ms = ns.fetch_timeout_ms;
+    if (ns.speculative.enabled) {
+      link->speculation = std::make_unique<Speculation>(ns.speculative.budget);
+    }
     namespaces_.push_back(std::move(link));
   }
   deadlines_ = std::make_unique<Deadlines>([this] {
@@ -115,7 +108,7 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
     return refuse(invalid(std::move(error)));
   }
   if (stopped_.load(std::memory_order_relaxed)) {
-    return refuse({CallStatus::Unavailable, "the node is stopping"});
+    return refuse({CallStatus::Unavailable, kStopping});
   }
   const std::size_t columns = get->request.columns.size();
   std::vector<DomainIndex> hints(columns, kNoDomain);
@@ -129,34 +122,33 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
   }
   std::vector<std::vector<Absent>> absent(columns);
   std::vector<std::vector<Absent>> refresh(columns);
+  std::vector<NvmCell> on_nvm;
   const std::uint64_t ended_before = flights_.ended();
-  look_up(*get, absent, refresh);
+  look_up(*get, absent, refresh, on_nvm);
   engine_seconds_.record_ns(monotonic_ns() - started);
   FC_SEQUENCE_POINT("node:looked_up");
 
-  std::size_t waiting = 0;
-  if (!get->request.cache_only) {
-    bool fetchable = false;
+  std::size_t waiting = on_nvm.size();
+  for (const std::vector<Absent>& cells : absent) waiting += cells.size();
+  if (waiting != 0) {
+    if (CallStatus status = enter_pending(get); !status.ok()) {
+      engine_->release(on_nvm);
+      return refuse(std::move(status));
+    }
+    const std::uint64_t wait_ns = (timeout_ms != 0 ? timeout_ms : fetch_timeout_ms) * 1'000'000;
+    const std::uint64_t margin = std::min(kReplyMarginNs, wait_ns / kReplyMarginShare);
+    // Every cell that waits is marked before the first can be answered.
     for (std::size_t c = 0; c < columns; ++c) {
-      fetchable |= !absent[c].empty() && namespaces_[get->columns[c].ns]->store != nullptr;
-    }
-    if (fetchable) {
-      if (pending_.fetch_add(1, std::memory_order_relaxed) >= config_.max_pending_batches) {
-        pending_.fetch_sub(1, std::memory_order_relaxed);
-        return refuse({CallStatus::ResourceExhausted,
-                       "more than " + std::to_string(config_.max_pending_batches) +
-                           " batches wait for the store (limits.max_pending_batches)"});
+      for (const Absent& cell : absent[c]) {
+        get->columns[c].statuses[cell.position] = CellStatus::Unspecified;
       }
-      get->counted_pending = true;
-      {
-        const std::lock_guard lock(pending_mutex_);
-        pending_gets_.emplace(get.get(), get);
-      }
-      const std::uint64_t wait_ns = (timeout_ms != 0 ? timeout_ms : fetch_timeout_ms) * 1'000'000;
-      const std::uint64_t margin = std::min(kReplyMarginNs, wait_ns / kReplyMarginShare);
-      waiting = ask_stores(get, hints, absent, ended_before);
-      if (waiting != 0) deadlines_->add(started + wait_ns - margin, get);
     }
+    if (!on_nvm.empty()) {
+      get->expect_reads(on_nvm);
+      engine_->read(std::move(on_nvm), std::make_shared<NvmReads>(*this, get, hints, ended_before));
+    }
+    ask_stores(get, hints, absent, ended_before);
+    deadlines_->add(started + wait_ns - margin, get);
   }
   for (std::size_t c = 0; c < columns; ++c) {
     if (!refresh[c].empty()) {
@@ -166,15 +158,36 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
   get->start(waiting);
 }
 
+// Counts a get among those that wait, or says why it may not.
+CallStatus CacheNode::enter_pending(const std::shared_ptr<PendingGet>& get) {
+  if (pending_.fetch_add(1, std::memory_order_relaxed) >= config_.max_pending_batches) {
+    pending_.fetch_sub(1, std::memory_order_relaxed);
+    return {CallStatus::ResourceExhausted,
+            "more than " + std::to_string(config_.max_pending_batches) +
+                " batches wait for NVM or the store (limits.max_pending_batches)"};
+  }
+  const std::lock_guard lock(pending_mutex_);
+  // Under the lock: stop() ends those that it finds here, nobody would end one that came later.
+  if (stopped_.load()) {
+    pending_.fetch_sub(1, std::memory_order_relaxed);
+    return {CallStatus::Unavailable, kStopping};
+  }
+  get->counted_pending = true;
+  pending_gets_.emplace(get.get(), get);
+  return {};
+}
+
 void CacheNode::look_up(PendingGet& get, std::vector<std::vector<Absent>>& absent,
-                        std::vector<std::vector<Absent>>& refresh) {
+                        std::vector<std::vector<Absent>>& refresh, std::vector<NvmCell>& on_nvm) {
   std::uint64_t left = config_.max_reply_bytes;
   for (std::size_t c = 0; c < get.columns.size(); ++c) {
     const std::vector<std::string_view>& keys = get.request.columns[c].keys;
     PendingGet::Column& column = get.columns[c];
     column.statuses.resize(keys.size());
     column.lengths.resize(keys.size());
-    const bool has_store = namespaces_[column.ns]->store != nullptr;
+    NamespaceLink& link = *namespaces_[column.ns];
+    column.fetchable = link.store != nullptr && !get.request.cache_only;
+    if (link.speculation != nullptr) link.speculation->budget.asked(get.started_ns, keys.size());
     GetColumn lookup;
     lookup.ns = column.ns;
     lookup.keys = keys;
@@ -182,210 +195,17 @@ void CacheNode::look_up(PendingGet& get, std::vector<std::vector<Absent>>& absen
     lookup.lengths = column.lengths;
     lookup.values = &column.values;
     lookup.max_value_bytes = left;
-    if (has_store && !get.request.cache_only) {
+    lookup.nvm = &on_nvm;
+    if (column.fetchable) {
       lookup.absent = &absent[c];
       lookup.refresh = &refresh[c];
     }
+    const std::size_t first = on_nvm.size();
     engine_->get(lookup);
+    for (std::size_t i = first; i < on_nvm.size(); ++i) {
+      on_nvm[i].column = static_cast<std::uint32_t>(c);
+    }
     left -= column.values.size();
-  }
-}
-
-std::size_t CacheNode::ask_stores(const std::shared_ptr<PendingGet>& get,
-                                  const std::vector<DomainIndex>& hints,
-                                  const std::vector<std::vector<Absent>>& absent,
-                                  std::uint64_t ended_before) {
-  std::size_t waiting = 0;
-  // Every cell that waits is marked before the first flight can answer one.
-  for (std::size_t c = 0; c < absent.size(); ++c) {
-    for (const Absent& cell : absent[c]) {
-      get->columns[c].statuses[cell.position] = CellStatus::Unspecified;
-    }
-    waiting += absent[c].size();
-  }
-  std::vector<std::pair<StoreQueue*, std::vector<FlightRef>>> by_store;
-  for (std::size_t c = 0; c < absent.size(); ++c) {
-    if (absent[c].empty()) continue;
-    const NamespaceIndex ns = get->columns[c].ns;
-    NamespaceLink& link = *namespaces_[ns];
-    std::vector<FlightRef> started;
-    started.reserve(absent[c].size());
-    for (const Absent& cell : absent[c]) {
-      const std::string_view key = get->request.columns[c].keys[cell.position];
-      const Waiter waiter{get, static_cast<std::uint32_t>(c), cell.position};
-      FlightRef flight;
-      if (flights_.join(ns, key, hash_key(link.seed, key).low, cell.token, &waiter, flight) ==
-          FlightTable::Joined::Started) {
-        flight->domain_hint = hints[c];
-        started.push_back(std::move(flight));
-      }
-    }
-    FC_SEQUENCE_POINT("node:flights_started");
-    if (flights_.ended() != ended_before) drop_already_cached(ns, started);
-    // All columns of a store go to it together: one call may answer several namespaces.
-    const auto found = std::find_if(by_store.begin(), by_store.end(),
-                                    [&](const auto& entry) { return entry.first == link.store; });
-    if (found == by_store.end()) {
-      by_store.emplace_back(link.store, std::move(started));
-    } else {
-      std::move(started.begin(), started.end(), std::back_inserter(found->second));
-    }
-  }
-  for (auto& [store, flights] : by_store) {
-    store->push(FetchPriority::Live, flights);
-    for (const FlightRef& refused : flights) end_flight(refused, CellStatus::Throttled, {});
-  }
-  return waiting;
-}
-
-// Ends the flights whose key has come into the cache since it was found absent.
-void CacheNode::drop_already_cached(NamespaceIndex ns, std::vector<FlightRef>& flights) {
-  if (flights.empty()) return;
-  std::vector<std::string_view> keys;
-  keys.reserve(flights.size());
-  for (const FlightRef& flight : flights) keys.push_back(flight->key);
-  std::vector<CellStatus> statuses(keys.size());
-  std::vector<std::uint32_t> lengths(keys.size());
-  auto values = std::make_shared<Buffer>();
-  GetColumn again;
-  again.ns = ns;
-  again.keys = keys;
-  again.statuses = statuses;
-  again.lengths = lengths;
-  again.values = values.get();
-  again.max_value_bytes = config_.max_reply_bytes;
-  again.quiet = true;
-  engine_->get(again);
-  std::uint64_t at = 0;
-  std::size_t kept = 0;
-  for (std::size_t i = 0; i < flights.size(); ++i) {
-    if (statuses[i] == CellStatus::HitDram || statuses[i] == CellStatus::HitNvm ||
-        statuses[i] == CellStatus::NotFound) {
-      end_flight(flights[i], statuses[i], {values, at, lengths[i]});
-      at += lengths[i];
-    } else {
-      flights[kept++] = std::move(flights[i]);
-    }
-  }
-  flights.resize(kept);
-}
-
-bool CacheNode::take_refresh_budget() {
-  const std::lock_guard lock(refresh_mutex_);
-  const std::uint64_t now = monotonic_ns();
-  const auto rate = static_cast<double>(config_.refresh_keys_per_second);
-  refresh_tokens_ =
-      std::min(rate, refresh_tokens_ + rate * static_cast<double>(now - refresh_filled_ns_) * 1e-9);
-  refresh_filled_ns_ = now;
-  if (refresh_tokens_ < 1.0) return false;
-  refresh_tokens_ -= 1.0;
-  return true;
-}
-
-void CacheNode::refresh_ahead(NamespaceIndex ns, const std::vector<std::string_view>& keys,
-                              const std::vector<Absent>& hot) {
-  NamespaceLink& link = *namespaces_[ns];
-  std::vector<FlightRef> started;
-  for (const Absent& cell : hot) {
-    if (!take_refresh_budget()) {
-      refreshes_denied_.add();
-      continue;
-    }
-    const std::string_view key = keys[cell.position];
-    FlightRef flight;
-    if (flights_.join(ns, key, hash_key(link.seed, key).low, cell.token, nullptr, flight) ==
-        FlightTable::Joined::Started) {
-      flight->priority = FetchPriority::Background;
-      refreshes_.add();
-      started.push_back(std::move(flight));
-    }
-  }
-  if (started.empty()) return;
-  link.store->push(FetchPriority::Background, started);
-  for (const FlightRef& refused : started) end_flight(refused, CellStatus::Throttled, {});
-}
-
-// ---- answers of the stores
-// -----------------------------------------------------------------------
-
-void CacheNode::deliver(std::vector<FlightRef>& flights, FetchAnswer* answer, CellStatus status) {
-  if (answer == nullptr) {
-    for (const FlightRef& flight : flights) end_flight(flight, status, {});
-    return;
-  }
-  const auto bytes = std::make_shared<const Buffer>(std::move(answer->bytes));
-  const auto answer_all = [&](const std::vector<Waiter>& waiters, const FetchedValue& value) {
-    for (const Waiter& waiter : waiters) {
-      waiter.get->answer(waiter.column, waiter.position, status_of(value),
-                         value.kind == FetchedValue::Kind::Found
-                             ? SharedValue{bytes, value.offset, value.size}
-                             : SharedValue{});
-    }
-  };
-  // Who waits is answered first. The flights end after their values are in the cache: until then
-  // a get joins them, from then on it finds the value.
-  std::vector<Waiter> waiters;
-  for (std::size_t i = 0; i < flights.size(); ++i) {
-    waiters.clear();
-    flights_.take_waiters(flights[i], waiters);
-    answer_all(waiters, answer->values[i]);
-  }
-  FC_SEQUENCE_POINT("node:answered");
-  for (std::size_t begin = 0; begin < flights.size();) {
-    std::size_t end = begin + 1;
-    while (end < flights.size() && flights[end]->ns == flights[begin]->ns) ++end;
-    install(flights, begin, end, *answer, *bytes);
-    begin = end;
-  }
-  FC_SEQUENCE_POINT("node:installed");
-  for (std::size_t i = 0; i < flights.size(); ++i) {
-    waiters.clear();
-    flights_.end(flights[i], waiters);
-    answer_all(waiters, answer->values[i]);
-  }
-}
-
-void CacheNode::install(const std::vector<FlightRef>& flights, std::size_t begin, std::size_t end,
-                        const FetchAnswer& answer, const Buffer& bytes) {
-  const NamespaceIndex ns = flights[begin]->ns;
-  const NamespaceLink& link = *namespaces_[ns];
-  std::vector<PutItem> items;
-  std::vector<Token> tokens;
-  items.reserve(end - begin);
-  tokens.reserve(end - begin);
-  for (std::size_t i = begin; i < end; ++i) {
-    const FetchedValue& value = answer.values[i];
-    if (value.kind == FetchedValue::Kind::Garbled) continue;
-    const bool negative = value.kind == FetchedValue::Kind::NotFound;
-    if (negative && !link.negative_cached) continue;
-    PutItem item;
-    item.key = flights[i]->key;
-    if (value.size != 0) {
-      item.value = {reinterpret_cast<const char*>(bytes.data()) + value.offset, value.size};
-    }
-    item.ttl_ms = negative ? 0 : value.ttl_ms;
-    item.negative = negative;
-    // The caller's hint, the store's, then the namespace's rules (by kNoDomain).
-    item.domain = flights[i]->domain_hint;
-    if (item.domain == kNoDomain && !value.domain_hint.empty()) {
-      item.domain = engine_->find_domain(ns, value.domain_hint);
-    }
-    items.push_back(item);
-    tokens.push_back(flights[i]->token);
-  }
-  std::vector<InstallStatus> statuses(items.size());
-  engine_->install(ns, items, tokens, statuses);
-  for (const InstallStatus status : statuses) {
-    if (status == InstallStatus::TokenVoid) install_void_.add();
-    if (status == InstallStatus::Rejected) install_rejected_.add();
-  }
-}
-
-void CacheNode::end_flight(const FlightRef& flight, CellStatus status, const SharedValue& value) {
-  std::vector<Waiter> waiters;
-  if (!flights_.end(flight, waiters)) return;
-  for (const Waiter& waiter : waiters) {
-    waiter.get->answer(waiter.column, waiter.position, status, value);
   }
 }
 
@@ -396,6 +216,10 @@ void CacheNode::count(const PendingGet& get) {
     NamespaceLink& link = *namespaces_[column.ns];
     for (std::size_t s = 0; s < kCellStatusCount; ++s) {
       if (cells[s] != 0) link.cells[s].add(cells[s]);
+    }
+    if (link.speculation != nullptr) {
+      if (column.won_by_store != 0) link.speculation->won_by_store.add(column.won_by_store);
+      if (column.won_by_nvm != 0) link.speculation->won_by_nvm.add(column.won_by_nvm);
     }
   }
   const std::uint64_t spent = monotonic_ns() - get.started_ns;
@@ -493,6 +317,9 @@ void CacheNode::visit(CounterVisitor& visitor) const {
                       labels, link->cells[s].get());
     }
   }
+  for (const auto& link : namespaces_) {
+    if (link->speculation != nullptr) link->speculation->visit(visitor, link->name);
+  }
   for (const auto& store : stores_) store->visit(visitor);
   const auto requests = [&](const char* method, const Counter& counter) {
     const Label labels[] = {{"method", method}};
@@ -509,7 +336,7 @@ void CacheNode::visit(CounterVisitor& visitor) const {
                   flights_.joined.get());
   visitor.gauge("feature_cache_flights", "Fetches of single keys under way.", {},
                 static_cast<double>(flights_.size()));
-  visitor.gauge("feature_cache_pending_batches", "BatchGets that wait for a store.", {},
+  visitor.gauge("feature_cache_pending_batches", "BatchGets that wait for NVM or a store.", {},
                 pending_.load(std::memory_order_relaxed));
   visitor.counter("feature_cache_refreshes_total", "Hot keys refreshed before they expired.", {},
                   refreshes_.get());
@@ -529,8 +356,9 @@ void CacheNode::visit(CounterVisitor& visitor) const {
   stage("batch_put", put_seconds_);
 }
 
-std::unique_ptr<Node> make_node(const NodeConfig& config) {
-  return std::make_unique<CacheNode>(config);
+std::unique_ptr<Node> make_node(const NodeConfig& config,
+                                std::vector<std::shared_ptr<NvmDevice>> devices) {
+  return std::make_unique<CacheNode>(config, std::move(devices));
 }
 
 }  // namespace fc

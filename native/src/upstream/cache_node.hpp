@@ -1,6 +1,8 @@
 // The node: decode → engine → single flight → store queues → encode.
 //
-// A BatchGet that is answered by the engine ends in the caller's thread. Absent keys join flights.
+// A BatchGet that is answered from DRAM ends in the caller's thread. Cells on NVM are read by the
+// engine (nvm_reads.hpp hears of them); absent keys join flights (node_fetches.cpp).
+//
 // When a flight has ended since the lookup, the flights that were started look into the engine once
 // more before they are queued (the one that ended may have been theirs): concurrent misses of a key
 // cost one fetch.
@@ -15,13 +17,15 @@
 #include "upstream/deadlines.hpp"
 #include "upstream/flight.hpp"
 #include "upstream/pending_get.hpp"
+#include "upstream/speculation.hpp"
 #include "upstream/store_queue.hpp"
 
 namespace fc {
 
 class CacheNode final : public Node {
  public:
-  explicit CacheNode(const NodeConfig& config);
+  explicit CacheNode(const NodeConfig& config,
+                     std::vector<std::shared_ptr<NvmDevice>> devices = {});
   ~CacheNode() override;
 
   void batch_get(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) override;
@@ -37,23 +41,26 @@ class CacheNode final : public Node {
   void stop() override;
 
  private:
+  class NvmReads;
+
   struct NamespaceLink {
     std::string name;
     std::uint64_t seed = 0;
     StoreQueue* store = nullptr;
     bool negative_cached = false;
     std::uint64_t fetch_timeout_ms = 0;
+    std::unique_ptr<Speculation> speculation;  // null: none
     std::array<Counter, kCellStatusCount> cells;
   };
 
   CallStatus resolve(const wire::KeyColumn& column, NamespaceIndex& ns, DomainIndex& domain) const;
   void look_up(PendingGet& get, std::vector<std::vector<Absent>>& absent,
-               std::vector<std::vector<Absent>>& refresh);
-  // Asks the stores for what is absent; returns how many cells will be answered.
-  std::size_t ask_stores(const std::shared_ptr<PendingGet>& get,
-                         const std::vector<DomainIndex>& hints,
-                         const std::vector<std::vector<Absent>>& absent,
-                         std::uint64_t ended_before);
+               std::vector<std::vector<Absent>>& refresh, std::vector<NvmCell>& on_nvm);
+  CallStatus enter_pending(const std::shared_ptr<PendingGet>& get);
+  // Asks the stores for what is absent, which each cell will hear of. `ended_before`: of flights_,
+  // from before the cells were looked up.
+  void ask_stores(const std::shared_ptr<PendingGet>& get, const std::vector<DomainIndex>& hints,
+                  const std::vector<std::vector<Absent>>& absent, std::uint64_t ended_before);
   void drop_already_cached(NamespaceIndex ns, std::vector<FlightRef>& flights);
   void refresh_ahead(NamespaceIndex ns, const std::vector<std::string_view>& keys,
                      const std::vector<Absent>& hot);
@@ -67,7 +74,6 @@ class CacheNode final : public Node {
   const NodeConfig config_;
   const wire::Limits limits_;
   const BootClock clock_;
-  const std::unique_ptr<Engine> engine_;
   FlightTable flights_;
   std::vector<std::shared_ptr<StoreQueue>> stores_;         // fixed after construction
   std::unordered_map<std::string, StoreQueue*> by_name_;    // fixed after construction
@@ -95,7 +101,9 @@ class CacheNode final : public Node {
   LatencyHistogram wait_seconds_;
   LatencyHistogram put_seconds_;
 
-  std::unique_ptr<Deadlines> deadlines_;  // last: its thread uses the rest
+  // Last, so that they go first: their threads use the rest.
+  const std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Deadlines> deadlines_;
 };
 
 }  // namespace fc

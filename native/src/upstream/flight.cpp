@@ -5,7 +5,8 @@
 namespace fc {
 
 FlightTable::Joined FlightTable::join(NamespaceIndex ns, std::string_view key, std::uint64_t hash,
-                                      Token token, const Waiter* waiter, FlightRef& flight) {
+                                      Token token, FetchPriority priority, const Waiter* waiter,
+                                      FlightRef& flight) {
   Shard& shard = shard_of(hash);
   const std::lock_guard lock(shard.mutex);
   const auto found = shard.flights.find(KeyOf{ns, key, hash});
@@ -24,10 +25,23 @@ FlightTable::Joined FlightTable::join(NamespaceIndex ns, std::string_view key, s
   flight->key.assign(key);
   flight->hash = hash;
   flight->token = token;
+  flight->priority = priority;
+  flight->line = priority;
   if (waiter != nullptr) flight->waiters.push_back(*waiter);
   shard.flights.emplace(KeyOf{ns, flight->key, hash}, flight);
   started.add();
   return Joined::Started;
+}
+
+FlightRef FlightTable::join_existing(NamespaceIndex ns, std::string_view key, std::uint64_t hash,
+                                     Token token, const Waiter& waiter) {
+  Shard& shard = shard_of(hash);
+  const std::lock_guard lock(shard.mutex);
+  const auto found = shard.flights.find(KeyOf{ns, key, hash});
+  if (found == shard.flights.end() || found->second->token != token) return nullptr;
+  found->second->waiters.push_back(waiter);
+  joined.add();
+  return found->second;
 }
 
 void FlightTable::take_waiters(const FlightRef& flight, std::vector<Waiter>& waiters) {

@@ -36,7 +36,10 @@ struct Flight {
   std::string key;
   std::uint64_t hash = 0;
   Token token;
-  FetchPriority priority = FetchPriority::Live;
+  FetchPriority priority = FetchPriority::Live;  // it was started with; fixed
+  // Of the store's queue, guarded by its mutex: somebody who must not wait as long may raise it.
+  FetchPriority line = FetchPriority::Live;
+  bool queued = false;
   bool ended = false;           // guarded by the shard's mutex
   std::vector<Waiter> waiters;  // guarded by the shard's mutex
 };
@@ -44,12 +47,15 @@ using FlightRef = std::shared_ptr<Flight>;
 
 class FlightTable {
  public:
-  enum class Joined : std::uint8_t { Existing, Started, Refused };
+  enum class Joined : std::uint8_t { Existing, Started };
 
   // Joins the flight of the key or starts one. `waiter` may be null (nobody waits: a refresh); then
   // an existing flight answers Existing and nothing is added.
   Joined join(NamespaceIndex ns, std::string_view key, std::uint64_t hash, Token token,
-              const Waiter* waiter, FlightRef& flight);
+              FetchPriority priority, const Waiter* waiter, FlightRef& flight);
+  // Joins the flight of the key if there is one under this token; else null.
+  FlightRef join_existing(NamespaceIndex ns, std::string_view key, std::uint64_t hash, Token token,
+                          const Waiter& waiter);
   // Hands out who waits by now; the flight goes on, and who comes later joins it still.
   void take_waiters(const FlightRef& flight, std::vector<Waiter>& waiters);
   // Ends a flight: takes it out of the table and hands out who waits. False when it had ended.

@@ -14,6 +14,16 @@ void PendingGet::refuse(CallStatus status) {
   done(std::move(status), {});
 }
 
+void PendingGet::expect_reads(std::span<const NvmCell> cells) {
+  for (const NvmCell& cell : cells) {
+    Column& in = columns[cell.column];
+    if (in.waiting.empty()) in.waiting.resize(in.statuses.size());
+    in.waiting[cell.position] = kReading;
+    in.statuses[cell.position] = CellStatus::Unspecified;
+  }
+  for (const Column& column : columns) cached_bytes_ += column.values.size();
+}
+
 void PendingGet::start(std::size_t waiting) {
   {
     const std::lock_guard lock(mutex_);
@@ -32,13 +42,129 @@ void PendingGet::answer(std::uint32_t column, std::uint32_t position, CellStatus
     const std::lock_guard lock(mutex_);
     if (ended_) return;
     Column& in = columns[column];
+    if (!in.waiting.empty() && !settle_flight_locked(in, position, status)) return;
     in.statuses[position] = status;
     if (carries_value(status)) in.late.push_back({position, std::move(value)});
-    --waiting_;  // below zero (wrapped) until start() has added what was asked
-    if (!started_ || waiting_ != 0) return;
-    ended_ = true;
+    if (!ends_locked(1)) return;
   }
   finish();
+}
+
+// Whether a flight's answer becomes that of the cell.
+bool PendingGet::settle_flight_locked(Column& in, std::uint32_t position, CellStatus& status) {
+  std::uint8_t& waits = in.waiting[position];
+  if (waits == 0) return true;
+  waits &= static_cast<std::uint8_t>(~kAsking);
+  if (in.statuses[position] != CellStatus::Unspecified) return false;  // the read was first
+  if ((waits & kReading) == 0) return true;
+  if (status == CellStatus::Fetched) {
+    status = CellStatus::Speculative;
+    ++in.won_by_store;
+  } else if (status == CellStatus::NotFound) {
+    ++in.won_by_store;
+  } else {
+    // Found in DRAM meanwhile; or a failure, and the read may still bring the value.
+    return carries_value(status);
+  }
+  return true;
+}
+
+PendingGet::NotRead PendingGet::answer(std::span<const NvmAnswer> answers) {
+  NotRead not_read;
+  if (ended()) return not_read;
+  std::uint64_t total = 0;
+  for (const NvmAnswer& answer : answers) total += answer.value.size();
+  // No more is kept than a reply can carry, however much the reads bring.
+  const std::uint64_t room = max_reply_bytes_ - std::min(max_reply_bytes_, cached_bytes_);
+  std::shared_ptr<Buffer> bytes;
+  if (total != 0) bytes = std::make_shared<Buffer>(std::min(total, room) + 1);
+  struct Arrived {
+    CellStatus status;
+    SharedValue value;
+  };
+  std::vector<Arrived> arrived(answers.size());
+  for (std::size_t i = 0; i < answers.size(); ++i) {
+    const std::span<const std::uint8_t> value = answers[i].value;
+    arrived[i].status = answers[i].status;
+    if (value.empty()) continue;
+    if (bytes->size() + value.size() > room) {
+      arrived[i].status = CellStatus::Throttled;
+      continue;
+    }
+    arrived[i].value = {bytes, bytes->size(), static_cast<std::uint32_t>(value.size())};
+    bytes->append(value.data(), value.size());
+  }
+  if (bytes != nullptr) cached_bytes_ += bytes->size();
+  {
+    const std::lock_guard lock(mutex_);
+    if (ended_) return not_read;
+    std::size_t answered = 0;
+    for (std::size_t i = 0; i < answers.size(); ++i) {
+      answered +=
+          settle_read_locked(answers[i], arrived[i].status, std::move(arrived[i].value), not_read);
+    }
+    if (answered == 0 || !ends_locked(answered)) return not_read;
+  }
+  finish();
+  return {};
+}
+
+// Whether what a read brought answers its cell.
+bool PendingGet::settle_read_locked(const NvmAnswer& answer, CellStatus status, SharedValue value,
+                                    NotRead& not_read) {
+  Column& in = columns[answer.cell.column];
+  const std::uint32_t position = answer.cell.position;
+  std::uint8_t& waits = in.waiting[position];
+  waits &= static_cast<std::uint8_t>(~kReading);
+  if (in.statuses[position] != CellStatus::Unspecified) return false;  // the lookup was first
+  const bool asked = (waits & kAsking) != 0;
+  const bool has_answer = carries_value(status) || status == CellStatus::NotFound;
+  if (!has_answer && asked) {
+    not_read.asked.push_back(&answer);
+    return false;
+  }
+  if (status == CellStatus::Miss && in.fetchable) {
+    not_read.absent.push_back(&answer);
+    return false;
+  }
+  if (carries_value(status)) in.late.push_back({position, std::move(value)});
+  if (asked) ++in.won_by_nvm;
+  in.statuses[position] = status;
+  return true;
+}
+
+std::vector<NvmCell> PendingGet::begin_asking(std::span<const NvmCell> cells) {
+  std::vector<NvmCell> begun;
+  begun.reserve(cells.size());
+  const std::lock_guard lock(mutex_);
+  if (ended_) return begun;
+  for (const NvmCell& cell : cells) {
+    Column& in = columns[cell.column];
+    std::uint8_t& waits = in.waiting[cell.position];
+    if (!in.fetchable || waits != kReading ||
+        in.statuses[cell.position] != CellStatus::Unspecified) {
+      continue;
+    }
+    waits |= kAsking;
+    begun.push_back(cell);
+  }
+  return begun;
+}
+
+void PendingGet::give_up_asking(std::span<const NvmCell> cells) {
+  if (cells.empty()) return;
+  const std::lock_guard lock(mutex_);
+  for (const NvmCell& cell : cells) {
+    columns[cell.column].waiting[cell.position] &= static_cast<std::uint8_t>(~kAsking);
+  }
+}
+
+// Whether these answers were the last ones; then the caller finishes.
+bool PendingGet::ends_locked(std::size_t answered) {
+  waiting_ -= answered;  // below zero (wrapped) until start() has added what was asked
+  if (!started_ || waiting_ != 0) return false;
+  ended_ = true;
+  return true;
 }
 
 void PendingGet::expire() {
@@ -63,6 +189,7 @@ void PendingGet::finish() {
     Buffer values =
         column.late.empty() ? std::move(column.values) : merged_values(column, reply_bytes);
     if (column.late.empty()) reply_bytes += values.size();
+    column.late.clear();  // reads that are still out may keep this object for long
     encoder.add_column(column.statuses, column.lengths, std::move(values));
   }
   tally_(*this);

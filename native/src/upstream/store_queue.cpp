@@ -84,21 +84,38 @@ class StoreQueue::Batch final : public FetchBatch {
 StoreQueue::StoreQueue(const StoreConfig& config, NamespaceName name_of, Deliver deliver)
     : config_(config), name_of_(std::move(name_of)), deliver_(std::move(deliver)) {}
 
-void StoreQueue::push(FetchPriority priority, std::vector<FlightRef>& flights) {
+void StoreQueue::push(std::vector<FlightRef>& flights) {
   {
     const std::lock_guard lock(mutex_);
     const std::size_t room =
         stopped_ ? 0
                  : config_.queue_keys - std::min<std::size_t>(config_.queue_keys, waiting_keys_);
     const std::size_t taken = std::min(room, flights.size());
-    auto& line = waiting_[static_cast<std::size_t>(priority)];
     const auto end = flights.begin() + static_cast<std::ptrdiff_t>(taken);
-    line.insert(line.end(), flights.begin(), end);
+    for (auto at = flights.begin(); at != end; ++at) {
+      Flight& flight = **at;
+      flight.queued = true;
+      lines_[static_cast<std::size_t>(flight.line)].flights.push_back(std::move(*at));
+    }
     flights.erase(flights.begin(), end);
     waiting_keys_ += taken;
   }
   throttled_.add(flights.size());
   filled_.notify_one();
+}
+
+void StoreQueue::raise(const FlightRef& flight, FetchPriority priority) {
+  const std::lock_guard lock(mutex_);
+  if (priority >= flight->line) return;
+  Line& old = lines_[static_cast<std::size_t>(flight->line)];
+  flight->line = priority;
+  if (!flight->queued) return;
+  lines_[static_cast<std::size_t>(priority)].flights.push_back(flight);
+  if (++old.stale <= std::max(kStaleMax, old.flights.size() / 2)) return;
+  std::erase_if(old.flights, [&](const FlightRef& entry) {
+    return &lines_[static_cast<std::size_t>(entry->line)] != &old;
+  });
+  old.stale = 0;
 }
 
 std::shared_ptr<FetchBatch> StoreQueue::take(std::uint64_t wait_ms) {
@@ -111,12 +128,19 @@ std::shared_ptr<FetchBatch> StoreQueue::take(std::uint64_t wait_ms) {
   if (stopped_ || waiting_keys_ == 0 || out_.size() >= config_.concurrency) return nullptr;
   // One batch has one priority: a background call must not make a live key wait for its kind.
   for (std::size_t p = 0; p < kFetchPriorities && flights.empty(); ++p) {
-    auto& line = waiting_[p];
-    const std::size_t count = std::min<std::size_t>(line.size(), config_.max_batch_keys);
-    const auto end = line.begin() + static_cast<std::ptrdiff_t>(count);
-    flights.assign(line.begin(), end);
-    line.erase(line.begin(), end);
+    Line& line = lines_[p];
     priority = static_cast<FetchPriority>(p);
+    flights.reserve(std::min<std::size_t>(line.flights.size(), config_.max_batch_keys));
+    while (!line.flights.empty() && flights.size() < config_.max_batch_keys) {
+      FlightRef flight = std::move(line.flights.front());
+      line.flights.pop_front();
+      if (flight->line != priority) {
+        --line.stale;
+        continue;
+      }
+      flight->queued = false;
+      flights.push_back(std::move(flight));
+    }
   }
   waiting_keys_ -= flights.size();
   batches_.add();
@@ -158,9 +182,13 @@ void StoreQueue::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopped_ = true;
-    for (auto& line : waiting_) {
-      flights.insert(flights.end(), line.begin(), line.end());
-      line.clear();
+    for (Line& line : lines_) {
+      // A stale entry's flight is in another line too; to end it twice does no harm.
+      for (FlightRef& flight : line.flights) {
+        flight->queued = false;
+        flights.push_back(std::move(flight));
+      }
+      line = {};
     }
     waiting_keys_ = 0;
     for (Batch* batch : out_) {

@@ -1,6 +1,7 @@
 // The bridge to one feature store: misses wait here until a fetch loop takes all of them.
 //
-// Live misses go before speculative ones, those before background ones. At most `concurrency`
+// Live misses go before speculative ones, those before background ones; a flight that a live miss
+// joins goes with the live ones from then on. At most `concurrency`
 // batches are out; a batch that is not answered by its timeout is abandoned: its keys are answered
 // TIMED_OUT, what it brings later is discarded, and it goes on holding its slot until the call
 // returns, so that a hung store cannot be piled up on.
@@ -33,7 +34,9 @@ class StoreQueue : public std::enable_shared_from_this<StoreQueue> {
 
   const StoreConfig& config() const noexcept { return config_; }
   // Takes the flights that fit; the rest stay in `flights` for the caller to answer THROTTLED.
-  void push(FetchPriority priority, std::vector<FlightRef>& flights);
+  void push(std::vector<FlightRef>& flights);
+  // Lets a flight go as early as `priority` does, if it still waits or is yet to be pushed.
+  void raise(const FlightRef& flight, FetchPriority priority);
   std::shared_ptr<FetchBatch> take(std::uint64_t wait_ms);
   // Abandons batches that are out for longer than the timeout.
   void expire(std::uint64_t now_ns);
@@ -45,6 +48,14 @@ class StoreQueue : public std::enable_shared_from_this<StoreQueue> {
   class Batch;
   friend class Batch;
 
+  // Flights of one priority in the order of their coming. One that was raised leaves a stale entry
+  // behind; before those are many, they are taken out.
+  struct Line {
+    std::deque<FlightRef> flights;
+    std::size_t stale = 0;
+  };
+  static constexpr std::size_t kStaleMax = 256;  // or half of the line, if that is more
+
   void returned(Batch& batch);
 
   const StoreConfig config_;
@@ -53,10 +64,10 @@ class StoreQueue : public std::enable_shared_from_this<StoreQueue> {
 
   mutable std::mutex mutex_;
   std::condition_variable filled_;
-  std::array<std::deque<FlightRef>, kFetchPriorities> waiting_;  // guarded by mutex_
-  std::size_t waiting_keys_ = 0;                                 // guarded by mutex_
-  std::vector<Batch*> out_;                                      // guarded by mutex_
-  bool stopped_ = false;                                         // guarded by mutex_
+  std::array<Line, kFetchPriorities> lines_;  // guarded by mutex_
+  std::size_t waiting_keys_ = 0;              // guarded by mutex_; stale entries do not count
+  std::vector<Batch*> out_;                   // guarded by mutex_
+  bool stopped_ = false;                      // guarded by mutex_
 
   Counter batches_;
   Counter keys_;
