@@ -27,6 +27,7 @@ from cache_daemon._proto._pool import POOL
 from cache_daemon._proto.feature_cache.v1 import admin_pb2, admin_pb2_grpc
 from cache_daemon.config_check import is_loopback, nearest
 from cache_daemon.metrics import SampleLike, SampleSource
+from cache_daemon.nvm_devices import NvmDevice
 
 __all__ = [
     "AdminError",
@@ -99,6 +100,7 @@ class DaemonStatus:
     memory_bytes: int
     namespaces: Sequence[NamespaceInfo]
     stores: Sequence[StoreInfo] = ()
+    nvm_devices: Sequence[NvmDevice] = ()
 
 
 class AdminServer:
@@ -229,6 +231,17 @@ class _Servicer(admin_pb2_grpc.AdminServicer):
             stores=[
                 admin_pb2.StoreStatus(name=store.name, type=store.type, breaker=store.breaker)
                 for store in status.stores
+            ],
+            nvm_devices=[
+                admin_pb2.NvmDeviceStatus(
+                    path=device.path,
+                    bytes=device.size_bytes,
+                    in_service=device.in_service,
+                    io=device.io,
+                    direct=device.direct,
+                    fallback=device.fallback,
+                )
+                for device in status.nvm_devices
             ],
         )
 

@@ -28,6 +28,7 @@ from cache_daemon.fetch import FetchLoop
 from cache_daemon.http import HttpServer
 from cache_daemon.lifecycle import Drained, DrainRequest, Inbox, Lifecycle, State, StopSignal
 from cache_daemon.metrics import Metrics, SampleSource
+from cache_daemon.nvm_devices import DeviceWatch, nvm_devices
 from cache_daemon.sdnotify import Notifier
 from cache_daemon.stores import StoreConfigError, make_store
 from cache_daemon.stores.guard import GuardedStore
@@ -68,9 +69,13 @@ class Pipeline:
                     f"cannot reserve {size} of memory: {error or 'the system refuses'}; "
                     "give memory.size less, or the machine (or its /dev/shm) more"
                 ) from error
+            except OSError as error:  # of an NVM device; the message says what to do
+                raise StartError(f"nvm: {error.strerror or error}") from error
             except ValueError as error:
                 raise ConfigError([Problem((), f"the engine refuses it: {error}")]) from error
             undo.callback(self.halt)
+            self.devices = DeviceWatch(self.node)
+            undo.callback(self.devices.stop)
             for name, store in self.stores.items():
                 concurrency = config.stores[name].guard.concurrency
                 loop = FetchLoop(self.node, name, store, concurrency)
@@ -96,6 +101,7 @@ class Pipeline:
         open, because closing a store under a call may crash the store's library. Idempotent.
         """
         self.halt()
+        self.devices.stop()
         deadline = time.monotonic() + _JOIN_STORES_S
         finished = True
         for loop in self._loops:
@@ -186,7 +192,12 @@ class Daemon:
         if listen.http is not None:
             labels = {"version": version(), **build_info()}
             metrics = Metrics(pipeline.sources, state=self._state, build_info=labels)
-            http = HttpServer(listen.http, metrics=metrics, state=self._state)
+            http = HttpServer(
+                listen.http,
+                metrics=metrics,
+                state=self._state,
+                out_of_service=lambda: pipeline.devices.out_of_service,
+            )
             stack.callback(http.stop)
             self._addresses.http = http.address
         server = Server(
@@ -324,6 +335,7 @@ class Daemon:
                 StoreInfo(name=name, type=config.stores[name].type, breaker=store.state)
                 for name, store in pipeline.stores.items()
             ],
+            nvm_devices=nvm_devices(pipeline.node.samples()) if config.nvm else (),
         )
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 from rich.live import Live
 
 from cache_daemon._proto.feature_cache.v1 import admin_pb2
@@ -29,6 +30,7 @@ from cache_daemon.cachectl_common import (
     plain_errors,
 )
 from cache_daemon.cachectl_data import delete, get, put
+from cache_daemon.cachectl_nvm import nvm_tables, nvm_view
 from cache_daemon.cachectl_view import (
     human_bytes,
     human_count,
@@ -93,52 +95,100 @@ def namespaces(
         console().print(namespaces_table(view))
 
 
+_Stats = admin_pb2.GetStatsResponse
+_WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Refresh until interrupted.")]
+_IntervalOption = Annotated[
+    float,
+    typer.Option(parser=duration_argument, metavar="DURATION", help="Time between refreshes."),
+]
+_CountOption = Annotated[
+    int, typer.Option(min=1, max=_WATCHES_MAX, help="End a watch after so many refreshes.")
+]
+
+
 @app.command()
 def stats(
     admin: AdminOption = DEFAULT_ADMIN,
     as_json: JsonOption = False,
     timeout: TimeoutOption = "5s",  # type: ignore[assignment]
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Refresh until interrupted.")
-    ] = False,
-    interval: Annotated[
-        float,
-        typer.Option(parser=duration_argument, metavar="DURATION", help="Time between refreshes."),
-    ] = "2s",  # type: ignore[assignment]
-    count: Annotated[
-        int, typer.Option(min=1, max=_WATCHES_MAX, help="End a watch after so many refreshes.")
-    ] = _WATCHES_MAX,
+    watch: _WatchOption = False,
+    interval: _IntervalOption = "2s",  # type: ignore[assignment]
+    count: _CountOption = _WATCHES_MAX,
     every: Annotated[
         bool, typer.Option("--all", help="Print every counter as a list of samples (with --json).")
     ] = False,
 ) -> None:
     """Show hit ratios, items and bytes by namespace and domain; --watch adds rates."""
     with plain_errors(), AdminClient(admin, timeout) as client:
-        if not watch:
-            reply = client.stats()
-            if not as_json:
-                console().print(stats_table(stats_view(reply)))
-            else:
-                emit_json(
-                    stats_view(reply).to_dict() | ({"samples": _samples(reply)} if every else {})
-                )
+        if watch:
+            _show_watch(
+                client,
+                (interval, count),
+                as_json,
+                lambda now, before: stats_view(now, before).to_dict(),
+                lambda now, before: stats_table(stats_view(now, before)),
+            )
             return
-        replies = _watch(client, max(interval, 0.1), count)
-        try:
-            if as_json:
-                for before, now in replies:
-                    emit_json(stats_view(now, before).to_dict())
-                return
-            with Live(console=console(), auto_refresh=False, vertical_overflow="visible") as live:
-                for before, now in replies:
-                    live.update(stats_table(stats_view(now, before)), refresh=True)
-        except KeyboardInterrupt:
-            return  # how people end a watch
+        reply = client.stats()
+    view = stats_view(reply)
+    if as_json:
+        emit_json(view.to_dict() | ({"samples": _samples(reply)} if every else {}))
+    else:
+        console().print(stats_table(view))
 
 
-def _watch(
-    client: AdminClient, interval_s: float, count: int
-) -> Iterator[tuple[admin_pb2.GetStatsResponse, admin_pb2.GetStatsResponse]]:
+@app.command()
+def nvm(
+    admin: AdminOption = DEFAULT_ADMIN,
+    as_json: JsonOption = False,
+    timeout: TimeoutOption = "5s",  # type: ignore[assignment]
+    watch: _WatchOption = False,
+    interval: _IntervalOption = "2s",  # type: ignore[assignment]
+    count: _CountOption = _WATCHES_MAX,
+) -> None:
+    """Show the NVM tier: devices, what namespaces have there, speculative lookups."""
+    with plain_errors(), AdminClient(admin, timeout) as client:
+        reply = client.stats()
+        view = nvm_view(reply)
+        if not view.devices and not as_json:
+            print("this daemon has no NVM tier; docs/configuration.md says how to give it one")
+        elif watch:
+            _show_watch(
+                client,
+                (interval, count),
+                as_json,
+                lambda now, before: nvm_view(now, before).to_dict(),
+                lambda now, before: nvm_tables(nvm_view(now, before)),
+            )
+        elif as_json:
+            emit_json(view.to_dict())
+        else:
+            console().print(nvm_tables(view))
+
+
+def _show_watch(
+    client: AdminClient,
+    pace: tuple[float, int],
+    as_json: bool,
+    to_dict: Callable[[_Stats, _Stats], Any],
+    to_table: Callable[[_Stats, _Stats], RenderableType],
+) -> None:
+    """Shows what changed from one reply to the next, `pace` being seconds and how often."""
+    interval_s, count = pace
+    replies = _watch(client, max(interval_s, 0.1), count)
+    try:
+        if as_json:
+            for before, now in replies:
+                emit_json(to_dict(now, before))
+            return
+        with Live(console=console(), auto_refresh=False, vertical_overflow="visible") as live:
+            for before, now in replies:
+                live.update(to_table(now, before), refresh=True)
+    except KeyboardInterrupt:
+        return  # how people end a watch
+
+
+def _watch(client: AdminClient, interval_s: float, count: int) -> Iterator[tuple[_Stats, _Stats]]:
     before = client.stats()
     for _ in range(count):
         time.sleep(interval_s)

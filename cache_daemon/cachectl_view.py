@@ -14,14 +14,18 @@ from rich.table import Table
 from rich.text import Text
 
 from cache_daemon._proto.feature_cache.v1 import admin_pb2
+from cache_daemon.cachectl_samples import Samples, since
 from cache_daemon.config_units import format_duration
 
 __all__ = [
     "DomainView",
     "NamespaceView",
+    "NvmShareView",
     "StatsView",
+    "empty_table",
     "human_bytes",
     "human_count",
+    "human_ratio",
     "namespaces_table",
     "stats_table",
     "stats_view",
@@ -45,11 +49,24 @@ class DomainView:
     evictions: int
     expirations: int
     # One lookup asks all domains of a namespace at once, so that a domain has no misses of its own:
-    # this is its share of the namespace's lookups. The shares add up to the namespace's hit ratio
-    # (less negative hits). None without lookups.
+    # this is its share of the namespace's lookups. With that of NVM, the shares add up to the
+    # namespace's hit ratio (less negative hits). None without lookups.
     hit_ratio: float | None
     hits_per_second: float | None
     evictions_per_second: float | None
+
+
+@dataclass(frozen=True)
+class NvmShareView:
+    """A namespace's part of the NVM tier over the time that a view covers."""
+
+    budget_bytes: int
+    used_bytes: int
+    items: int
+    hits: int
+    evictions: int
+    hit_ratio: float | None  # of all lookups of the namespace, as a domain's
+    hits_per_second: float | None
 
 
 @dataclass(frozen=True)
@@ -59,12 +76,13 @@ class NamespaceView:
     name: str
     store: str
     default_domain: str
-    hits: int
+    hits: int  # those from NVM included
     negative_hits: int
     misses: int
     hit_ratio: float | None  # of all lookups, negative hits included; None without lookups
     lookups_per_second: float | None
     domains: Sequence[DomainView]
+    nvm: NvmShareView | None  # None: the namespace has no NVM
 
 
 @dataclass(frozen=True)
@@ -90,21 +108,31 @@ def stats_view(
     if seconds is not None and seconds <= 0:
         before, seconds = None, None  # another daemon answered: its clock may stand anywhere
     earlier = {} if before is None else {stats.name: stats for stats in before.namespaces}
+    nvm = Samples(now)
+    nvm_earlier = Samples(before)
     return StatsView(
         seconds,
         [
-            _namespace_view(stats, earlier.get(stats.name, admin_pb2.NamespaceStats()), seconds)
+            _namespace_view(
+                stats,
+                earlier.get(stats.name, admin_pb2.NamespaceStats()),
+                seconds,
+                (nvm, nvm_earlier),
+            )
             for stats in now.namespaces
         ],
     )
 
 
 def _namespace_view(
-    now: admin_pb2.NamespaceStats, before: admin_pb2.NamespaceStats, seconds: float | None
+    now: admin_pb2.NamespaceStats,
+    before: admin_pb2.NamespaceStats,
+    seconds: float | None,
+    samples: tuple[Samples, Samples],
 ) -> NamespaceView:
-    hits = _since(now.hits, before.hits)
-    negative_hits = _since(now.negative_hits, before.negative_hits)
-    misses = _since(now.misses, before.misses)
+    hits = since(now.hits, before.hits)
+    negative_hits = since(now.negative_hits, before.negative_hits)
+    misses = since(now.misses, before.misses)
     lookups = hits + negative_hits + misses
     earlier = {domain.name: domain for domain in before.domains}
     return NamespaceView(
@@ -122,6 +150,32 @@ def _namespace_view(
             )
             for domain in now.domains
         ],
+        nvm=_nvm_share_view(now.name, *samples, lookups, seconds),
+    )
+
+
+def _nvm_share_view(
+    name: str, now: Samples, before: Samples, lookups: int, seconds: float | None
+) -> NvmShareView | None:
+    def gauge(metric: str) -> int:
+        return now.value(f"feature_cache_namespace_nvm_{metric}", namespace=name)
+
+    def counter(metric: str) -> int:
+        full = f"feature_cache_namespace_nvm_{metric}_total"
+        return since(now.value(full, namespace=name), before.value(full, namespace=name))
+
+    budget_bytes = gauge("budget_bytes")
+    if not budget_bytes:
+        return None
+    hits = counter("hits")
+    return NvmShareView(
+        budget_bytes=budget_bytes,
+        used_bytes=gauge("used_bytes"),
+        items=gauge("items"),
+        hits=hits,
+        evictions=counter("evicted"),
+        hit_ratio=_ratio(hits, lookups),
+        hits_per_second=_rate(hits, seconds),
     )
 
 
@@ -131,8 +185,8 @@ def _domain_view(
     lookups: int,
     seconds: float | None,
 ) -> DomainView:
-    hits = _since(now.hits, before.hits)
-    evictions = _since(now.evictions, before.evictions)
+    hits = since(now.hits, before.hits)
+    evictions = since(now.evictions, before.evictions)
     return DomainView(
         name=now.name,
         policy=now.policy,
@@ -143,15 +197,11 @@ def _domain_view(
         items=now.items,
         hits=hits,
         evictions=evictions,
-        expirations=_since(now.expirations, before.expirations),
+        expirations=since(now.expirations, before.expirations),
         hit_ratio=_ratio(hits, lookups),
         hits_per_second=_rate(hits, seconds),
         evictions_per_second=_rate(evictions, seconds),
     )
-
-
-def _since(now: int, before: int) -> int:
-    return now - before if now >= before else now
 
 
 def _ratio(part: int, whole: int) -> float | None:
@@ -168,7 +218,7 @@ def _rate(count: int, seconds: float | None) -> float | None:
 def stats_table(view: StatsView) -> Table:
     """A row a namespace, followed by a row for each of its domains."""
     span = "since start" if view.seconds is None else f"last {view.seconds:.1f} s"
-    table = _table(f"feature cache, {span}")
+    table = empty_table(f"feature cache, {span}")
     table.add_column("namespace / domain")
     for name in ("lookups/s", "hit ratio", "hits", "negative", "misses"):
         table.add_column(name, justify="right")
@@ -182,7 +232,7 @@ def stats_table(view: StatsView) -> Table:
         table.add_row(
             namespace.name,
             _first(namespace.lookups_per_second, lookups),
-            _percent(namespace.hit_ratio),
+            human_ratio(namespace.hit_ratio),
             *(human_count(namespace.hits), human_count(namespace.negative_hits)),
             human_count(namespace.misses),
             human_count(sum(domain.items for domain in domains)),
@@ -197,19 +247,30 @@ def stats_table(view: StatsView) -> Table:
             table.add_row(
                 f"  {domain.name}",
                 "",
-                _percent(domain.hit_ratio),
+                human_ratio(domain.hit_ratio),
                 *(human_count(domain.hits), "", ""),
                 human_count(domain.items),
                 *(human_bytes(domain.used_bytes), human_bytes(domain.budget_bytes)),
-                _percent(_ratio(domain.used_bytes, domain.budget_bytes)),
+                human_ratio(_ratio(domain.used_bytes, domain.budget_bytes)),
                 *(human_count(domain.evictions), human_count(domain.expirations)),
+            )
+        if (nvm := namespace.nvm) is not None:
+            table.add_row(
+                "  (NVM)",
+                "",
+                human_ratio(nvm.hit_ratio),
+                *(human_count(nvm.hits), "", ""),
+                human_count(nvm.items),
+                *(human_bytes(nvm.used_bytes), human_bytes(nvm.budget_bytes)),
+                human_ratio(_ratio(nvm.used_bytes, nvm.budget_bytes)),
+                *(human_count(nvm.evictions), ""),
             )
     return table
 
 
 def namespaces_table(view: StatsView) -> Table:
     """A row an eviction domain: where it is, how it evicts, how much it may hold."""
-    table = _table("namespaces and eviction domains")
+    table = empty_table("namespaces and eviction domains")
     for name in ("namespace", "store", "domain", "policy"):
         table.add_column(name)
     for name in ("ttl", "budget", "items"):
@@ -244,12 +305,23 @@ def status_dict(status: admin_pb2.GetStatusResponse) -> dict[str, Any]:
             {"name": store.name, "type": store.type, "breaker": store.breaker}
             for store in status.stores
         ],
+        "nvm_devices": [
+            {
+                "path": device.path,
+                "bytes": device.bytes,
+                "in_service": device.in_service,
+                "io": device.io,
+                "direct": device.direct,
+                "fallback": device.fallback,
+            }
+            for device in status.nvm_devices
+        ],
     }
 
 
 def status_table(status: admin_pb2.GetStatusResponse) -> Table:
     """Names and values, one a row."""
-    table = _table(None)
+    table = empty_table(None)
     table.add_column(style="dim")
     table.add_column()
     table.show_header = False
@@ -265,6 +337,11 @@ def status_table(status: admin_pb2.GetStatusResponse) -> Table:
         style = "green" if store.breaker == "closed" else "red"
         breaker = Text(f"breaker {store.breaker}", style)
         table.add_row(f"store {store.name}", Text(f"{store.type}, ") + breaker)
+    for device in status.nvm_devices:
+        state = Text("in service", "green") if device.in_service else Text("out of service", "red")
+        how = f", {device.io}, {'direct' if device.direct else 'buffered'}"
+        size = f"{human_bytes(device.bytes)}, "
+        table.add_row(f"nvm {device.path}", Text(size) + state + Text(how))
     return table
 
 
@@ -289,9 +366,11 @@ def _first(rate: float | None, count: int) -> str:
     return human_count(count if rate is None else rate)
 
 
-def _percent(ratio: float | None) -> str:
+def human_ratio(ratio: float | None) -> str:
+    """`12.5 %`; a dash where there is nothing to relate to."""
     return "–" if ratio is None else f"{ratio * 100:.1f} %"  # noqa: RUF001
 
 
-def _table(title: str | None) -> Table:
+def empty_table(title: str | None) -> Table:
+    """A table without columns, in the style of all of ours."""
     return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)

@@ -14,7 +14,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -71,6 +71,9 @@ class HttpServer:
     state
         The daemon's state. /healthz answers 200 unless it is STOPPED: the process need not be
         restarted. /readyz answers 200 only for SERVING: it may be given traffic.
+    out_of_service
+        Paths of NVM devices that are out of service. /healthz names them and stays 200, and /readyz
+        does not care: the daemon serves without them.
 
     Raises
     ------
@@ -80,10 +83,18 @@ class HttpServer:
         The address cannot be bound.
     """
 
-    def __init__(self, address: str, *, metrics: MetricsRenderer, state: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        metrics: MetricsRenderer,
+        state: Callable[[], str],
+        out_of_service: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         host, port = _parse(address)
         self._metrics = metrics
         self._state = state
+        self._out_of_service = out_of_service
         routes: dict[str, _Route] = {
             "/metrics": self._serve_metrics,
             "/healthz": self._serve_health,
@@ -122,15 +133,19 @@ class HttpServer:
         return _Response(HTTPStatus.OK, content_type, body)
 
     def _serve_health(self, _accept: str) -> _Response:
-        return self._state_response(lambda state: state != "STOPPED")
+        out = list(self._out_of_service())
+        details = {"nvm_out_of_service": out} if out else {}
+        return self._state_response(lambda state: state != "STOPPED", details)
 
     def _serve_readiness(self, _accept: str) -> _Response:
-        return self._state_response(lambda state: state == "SERVING")
+        return self._state_response(lambda state: state == "SERVING", {})
 
-    def _state_response(self, good: Callable[[str], bool]) -> _Response:
+    def _state_response(
+        self, good: Callable[[str], bool], details: Mapping[str, list[str]]
+    ) -> _Response:
         state = self._state()
         status = HTTPStatus.OK if good(state) else HTTPStatus.SERVICE_UNAVAILABLE
-        return _Response(status, _JSON, json.dumps({"state": state}).encode() + b"\n")
+        return _Response(status, _JSON, json.dumps({"state": state, **details}).encode() + b"\n")
 
 
 class _BoundedServer(HTTPServer):

@@ -175,9 +175,13 @@ class Endpoint:
 
     def __init__(self) -> None:
         self.state = "SERVING"
+        self.out_of_service: list[str] = []
         source = Source([Sample("feature_cache_b", "gauge", 4)])
         self.server = HttpServer(
-            "127.0.0.1:0", metrics=metrics_of(source), state=lambda: self.state
+            "127.0.0.1:0",
+            metrics=metrics_of(source),
+            state=lambda: self.state,
+            out_of_service=lambda: self.out_of_service,
         )
         host, _, port = self.server.address.rpartition(":")
         self.host, self.port = host, int(port)
@@ -225,6 +229,19 @@ def test_health_and_readiness_follow_the_state(
     for path, expected in (("/healthz", healthy), ("/readyz", ready)):
         status, body, _ = endpoint.ask(path)
         assert (status, json.loads(body)) == (expected, {"state": state})
+
+
+def test_a_device_out_of_service_is_named_and_takes_nothing_out_of_traffic(
+    endpoint: Endpoint,
+) -> None:
+    endpoint.out_of_service = ["/nvm/a"]
+    status, body, _ = endpoint.ask("/healthz")
+    assert (status, json.loads(body)) == (
+        200,
+        {"state": "SERVING", "nvm_out_of_service": ["/nvm/a"]},
+    )
+    status, body, _ = endpoint.ask("/readyz")
+    assert (status, json.loads(body)) == (200, {"state": "SERVING"})
 
 
 def test_other_methods_and_paths_are_refused(endpoint: Endpoint) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x1c\x66\x65\x61ture_cache/v1/admin.proto\x12\x10\x66\x65\x61ture_cache.v1\"\x12\n\x10GetStatusRequest\"\xdd\x01\n\x11GetStatusResponse\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08topology\x18\x03 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x04 \x01(\x01\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x16\n\x0e\x64\x61ta_addresses\x18\x06 \x03(\t\x12\x14\n\x0chttp_address\x18\x07 \x01(\t\x12-\n\x06stores\x18\x08 \x03(\x0b\x32\x1d.feature_cache.v1.StoreStatus\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\":\n\x0bStoreStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07\x62reaker\x18\x03 \x01(\t\"\x11\n\x0fGetStatsRequest\"\x8e\x01\n\x10GetStatsResponse\x12\x19\n\x11monotonic_seconds\x18\x01 \x01(\x01\x12\x34\n\nnamespaces\x18\x02 \x03(\x0b\x32 .feature_cache.v1.NamespaceStats\x12)\n\x07samples\x18\x03 \x03(\x0b\x32\x18.feature_cache.v1.Sample\"\xaa\x01\n\x0eNamespaceStats\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04hits\x18\x02 \x01(\x04\x12\x0e\n\x06misses\x18\x03 \x01(\x04\x12\x15\n\rnegative_hits\x18\x04 \x01(\x04\x12.\n\x07\x64omains\x18\x05 \x03(\x0b\x32\x1d.feature_cache.v1.DomainStats\x12\r\n\x05store\x18\x06 \x01(\t\x12\x16\n\x0e\x64\x65\x66\x61ult_domain\x18\x07 \x01(\t\"\xc3\x01\n\x0b\x44omainStats\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x14\n\x0c\x62udget_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x12\n\nlive_bytes\x18\x05 \x01(\x04\x12\r\n\x05items\x18\x06 \x01(\x04\x12\x0c\n\x04hits\x18\x07 \x01(\x04\x12\x11\n\tevictions\x18\x08 \x01(\x04\x12\x13\n\x0b\x65xpirations\x18\t \x01(\x04\x12\x13\n\x0bttl_seconds\x18\n \x01(\x01\"\x98\x01\n\x06Sample\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x06labels\x18\x02 \x03(\x0b\x32$.feature_cache.v1.Sample.LabelsEntry\x12\r\n\x05value\x18\x03 \x01(\x01\x12\x0c\n\x04kind\x18\x04 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"N\n\x13ResizeDomainRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x14\n\x0c\x62udget_bytes\x18\x03 \x01(\x04\"J\n\x14ResizeDomainResponse\x12\x18\n\x10old_budget_bytes\x18\x01 \x01(\x04\x12\x18\n\x10new_budget_bytes\x18\x02 \x01(\x04\"*\n\x15\x46lushNamespaceRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"\'\n\x16\x46lushNamespaceResponse\x12\r\n\x05items\x18\x01 \x01(\x04\"\'\n\x0c\x44rainRequest\x12\x17\n\x0ftimeout_seconds\x18\x01 \x01(\x01\"\x0f\n\rDrainResponse2\xbe\x03\n\x05\x41\x64min\x12T\n\tGetStatus\x12\".feature_cache.v1.GetStatusRequest\x1a#.feature_cache.v1.GetStatusResponse\x12Q\n\x08GetStats\x12!.feature_cache.v1.GetStatsRequest\x1a\".feature_cache.v1.GetStatsResponse\x12]\n\x0cResizeDomain\x12%.feature_cache.v1.ResizeDomainRequest\x1a&.feature_cache.v1.ResizeDomainResponse\x12\x63\n\x0e\x46lushNamespace\x12\'.feature_cache.v1.FlushNamespaceRequest\x1a(.feature_cache.v1.FlushNamespaceResponse\x12H\n\x05\x44rain\x12\x1e.feature_cache.v1.DrainRequest\x1a\x1f.feature_cache.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x1c\x66\x65\x61ture_cache/v1/admin.proto\x12\x10\x66\x65\x61ture_cache.v1\"\x12\n\x10GetStatusRequest\"\x95\x02\n\x11GetStatusResponse\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08topology\x18\x03 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x04 \x01(\x01\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x16\n\x0e\x64\x61ta_addresses\x18\x06 \x03(\t\x12\x14\n\x0chttp_address\x18\x07 \x01(\t\x12-\n\x06stores\x18\x08 \x03(\x0b\x32\x1d.feature_cache.v1.StoreStatus\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12\x36\n\x0bnvm_devices\x18\n \x03(\x0b\x32!.feature_cache.v1.NvmDeviceStatus\"p\n\x0fNvmDeviceStatus\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x12\n\nin_service\x18\x03 \x01(\x08\x12\n\n\x02io\x18\x04 \x01(\t\x12\x0e\n\x06\x64irect\x18\x05 \x01(\x08\x12\x10\n\x08\x66\x61llback\x18\x06 \x01(\t\":\n\x0bStoreStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07\x62reaker\x18\x03 \x01(\t\"\x11\n\x0fGetStatsRequest\"\x8e\x01\n\x10GetStatsResponse\x12\x19\n\x11monotonic_seconds\x18\x01 \x01(\x01\x12\x34\n\nnamespaces\x18\x02 \x03(\x0b\x32 .feature_cache.v1.NamespaceStats\x12)\n\x07samples\x18\x03 \x03(\x0b\x32\x18.feature_cache.v1.Sample\"\xbc\x01\n\x0eNamespaceStats\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04hits\x18\x02 \x01(\x04\x12\x0e\n\x06misses\x18\x03 \x01(\x04\x12\x15\n\rnegative_hits\x18\x04 \x01(\x04\x12.\n\x07\x64omains\x18\x05 \x03(\x0b\x32\x1d.feature_cache.v1.DomainStats\x12\r\n\x05store\x18\x06 \x01(\t\x12\x16\n\x0e\x64\x65\x66\x61ult_domain\x18\x07 \x01(\t\x12\x10\n\x08nvm_hits\x18\x08 \x01(\x04\"\xc3\x01\n\x0b\x44omainStats\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x14\n\x0c\x62udget_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\x12\n\nlive_bytes\x18\x05 \x01(\x04\x12\r\n\x05items\x18\x06 \x01(\x04\x12\x0c\n\x04hits\x18\x07 \x01(\x04\x12\x11\n\tevictions\x18\x08 \x01(\x04\x12\x13\n\x0b\x65xpirations\x18\t \x01(\x04\x12\x13\n\x0bttl_seconds\x18\n \x01(\x01\"\x98\x01\n\x06Sample\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x06labels\x18\x02 \x03(\x0b\x32$.feature_cache.v1.Sample.LabelsEntry\x12\r\n\x05value\x18\x03 \x01(\x01\x12\x0c\n\x04kind\x18\x04 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"N\n\x13ResizeDomainRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x14\n\x0c\x62udget_bytes\x18\x03 \x01(\x04\"J\n\x14ResizeDomainResponse\x12\x18\n\x10old_budget_bytes\x18\x01 \x01(\x04\x12\x18\n\x10new_budget_bytes\x18\x02 \x01(\x04\"*\n\x15\x46lushNamespaceRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"\'\n\x16\x46lushNamespaceResponse\x12\r\n\x05items\x18\x01 \x01(\x04\"\'\n\x0c\x44rainRequest\x12\x17\n\x0ftimeout_seconds\x18\x01 \x01(\x01\"\x0f\n\rDrainResponse2\xbe\x03\n\x05\x41\x64min\x12T\n\tGetStatus\x12\".feature_cache.v1.GetStatusRequest\x1a#.feature_cache.v1.GetStatusResponse\x12Q\n\x08GetStats\x12!.feature_cache.v1.GetStatsRequest\x1a\".feature_cache.v1.GetStatsResponse\x12]\n\x0cResizeDomain\x12%.feature_cache.v1.ResizeDomainRequest\x1a&.feature_cache.v1.ResizeDomainResponse\x12\x63\n\x0e\x46lushNamespace\x12\'.feature_cache.v1.FlushNamespaceRequest\x1a(.feature_cache.v1.FlushNamespaceResponse\x12H\n\x05\x44rain\x12\x1e.feature_cache.v1.DrainRequest\x1a\x1f.feature_cache.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,33 +36,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=50
   _globals['_GETSTATUSREQUEST']._serialized_end=68
   _globals['_GETSTATUSRESPONSE']._serialized_start=71
-  _globals['_GETSTATUSRESPONSE']._serialized_end=292
-  _globals['_STORESTATUS']._serialized_start=294
-  _globals['_STORESTATUS']._serialized_end=352
-  _globals['_GETSTATSREQUEST']._serialized_start=354
-  _globals['_GETSTATSREQUEST']._serialized_end=371
-  _globals['_GETSTATSRESPONSE']._serialized_start=374
-  _globals['_GETSTATSRESPONSE']._serialized_end=516
-  _globals['_NAMESPACESTATS']._serialized_start=519
-  _globals['_NAMESPACESTATS']._serialized_end=689
-  _globals['_DOMAINSTATS']._serialized_start=692
-  _globals['_DOMAINSTATS']._serialized_end=887
-  _globals['_SAMPLE']._serialized_start=890
-  _globals['_SAMPLE']._serialized_end=1042
-  _globals['_SAMPLE_LABELSENTRY']._serialized_start=997
-  _globals['_SAMPLE_LABELSENTRY']._serialized_end=1042
-  _globals['_RESIZEDOMAINREQUEST']._serialized_start=1044
-  _globals['_RESIZEDOMAINREQUEST']._serialized_end=1122
-  _globals['_RESIZEDOMAINRESPONSE']._serialized_start=1124
-  _globals['_RESIZEDOMAINRESPONSE']._serialized_end=1198
-  _globals['_FLUSHNAMESPACEREQUEST']._serialized_start=1200
-  _globals['_FLUSHNAMESPACEREQUEST']._serialized_end=1242
-  _globals['_FLUSHNAMESPACERESPONSE']._serialized_start=1244
-  _globals['_FLUSHNAMESPACERESPONSE']._serialized_end=1283
-  _globals['_DRAINREQUEST']._serialized_start=1285
-  _globals['_DRAINREQUEST']._serialized_end=1324
-  _globals['_DRAINRESPONSE']._serialized_start=1326
-  _globals['_DRAINRESPONSE']._serialized_end=1341
-  _globals['_ADMIN']._serialized_start=1344
-  _globals['_ADMIN']._serialized_end=1790
+  _globals['_GETSTATUSRESPONSE']._serialized_end=348
+  _globals['_NVMDEVICESTATUS']._serialized_start=350
+  _globals['_NVMDEVICESTATUS']._serialized_end=462
+  _globals['_STORESTATUS']._serialized_start=464
+  _globals['_STORESTATUS']._serialized_end=522
+  _globals['_GETSTATSREQUEST']._serialized_start=524
+  _globals['_GETSTATSREQUEST']._serialized_end=541
+  _globals['_GETSTATSRESPONSE']._serialized_start=544
+  _globals['_GETSTATSRESPONSE']._serialized_end=686
+  _globals['_NAMESPACESTATS']._serialized_start=689
+  _globals['_NAMESPACESTATS']._serialized_end=877
+  _globals['_DOMAINSTATS']._serialized_start=880
+  _globals['_DOMAINSTATS']._serialized_end=1075
+  _globals['_SAMPLE']._serialized_start=1078
+  _globals['_SAMPLE']._serialized_end=1230
+  _globals['_SAMPLE_LABELSENTRY']._serialized_start=1185
+  _globals['_SAMPLE_LABELSENTRY']._serialized_end=1230
+  _globals['_RESIZEDOMAINREQUEST']._serialized_start=1232
+  _globals['_RESIZEDOMAINREQUEST']._serialized_end=1310
+  _globals['_RESIZEDOMAINRESPONSE']._serialized_start=1312
+  _globals['_RESIZEDOMAINRESPONSE']._serialized_end=1386
+  _globals['_FLUSHNAMESPACEREQUEST']._serialized_start=1388
+  _globals['_FLUSHNAMESPACEREQUEST']._serialized_end=1430
+  _globals['_FLUSHNAMESPACERESPONSE']._serialized_start=1432
+  _globals['_FLUSHNAMESPACERESPONSE']._serialized_end=1471
+  _globals['_DRAINREQUEST']._serialized_start=1473
+  _globals['_DRAINREQUEST']._serialized_end=1512
+  _globals['_DRAINRESPONSE']._serialized_start=1514
+  _globals['_DRAINRESPONSE']._serialized_end=1529
+  _globals['_ADMIN']._serialized_start=1532
+  _globals['_ADMIN']._serialized_end=1978
 # @@protoc_insertion_point(module_scope)

@@ -46,6 +46,7 @@ class GetStatusResponse(_message.Message):
     HTTP_ADDRESS_FIELD_NUMBER: _builtins.int
     STORES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    NVM_DEVICES_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """STARTING, SERVING, DRAINING, STOPPED"""
     version: _builtins.str
@@ -58,6 +59,10 @@ class GetStatusResponse(_message.Message):
     def data_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def stores(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreStatus]: ...
+    @_builtins.property
+    def nvm_devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___NvmDeviceStatus]:
+        """none: no NVM tier"""
+
     def __init__(
         self,
         *,
@@ -70,14 +75,51 @@ class GetStatusResponse(_message.Message):
         http_address: _builtins.str = ...,
         stores: _abc.Iterable[Global___StoreStatus] | None = ...,
         memory_bytes: _builtins.int = ...,
+        nvm_devices: _abc.Iterable[Global___NvmDeviceStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_addresses", b"data_addresses", "http_address", b"http_address", "memory_bytes", b"memory_bytes", "pid", b"pid", "state", b"state", "stores", b"stores", "topology", b"topology", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_addresses", b"data_addresses", "http_address", b"http_address", "memory_bytes", b"memory_bytes", "nvm_devices", b"nvm_devices", "pid", b"pid", "state", b"state", "stores", b"stores", "topology", b"topology", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class NvmDeviceStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    IN_SERVICE_FIELD_NUMBER: _builtins.int
+    IO_FIELD_NUMBER: _builtins.int
+    DIRECT_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    bytes: _builtins.int
+    in_service: _builtins.bool
+    io: _builtins.str
+    """io_uring, threads"""
+    direct: _builtins.bool
+    fallback: _builtins.str
+    """why it is not what the config asks for; empty: it is"""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        in_service: _builtins.bool = ...,
+        io: _builtins.str = ...,
+        direct: _builtins.bool = ...,
+        fallback: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "direct", b"direct", "fallback", b"fallback", "in_service", b"in_service", "io", b"io", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NvmDeviceStatus: _TypeAlias = NvmDeviceStatus  # noqa: Y015
 
 @_typing.final
 class StoreStatus(_message.Message):
@@ -161,6 +203,7 @@ class NamespaceStats(_message.Message):
     DOMAINS_FIELD_NUMBER: _builtins.int
     STORE_FIELD_NUMBER: _builtins.int
     DEFAULT_DOMAIN_FIELD_NUMBER: _builtins.int
+    NVM_HITS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     hits: _builtins.int
     misses: _builtins.int
@@ -168,6 +211,8 @@ class NamespaceStats(_message.Message):
     store: _builtins.str
     """which feature store its misses go to; empty: none"""
     default_domain: _builtins.str
+    nvm_hits: _builtins.int
+    """the part of hits that came from NVM"""
     @_builtins.property
     def domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___DomainStats]: ...
     def __init__(
@@ -180,10 +225,11 @@ class NamespaceStats(_message.Message):
         domains: _abc.Iterable[Global___DomainStats] | None = ...,
         store: _builtins.str = ...,
         default_domain: _builtins.str = ...,
+        nvm_hits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_domain", b"default_domain", "domains", b"domains", "hits", b"hits", "misses", b"misses", "name", b"name", "negative_hits", b"negative_hits", "store", b"store"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_domain", b"default_domain", "domains", b"domains", "hits", b"hits", "misses", b"misses", "name", b"name", "negative_hits", b"negative_hits", "nvm_hits", b"nvm_hits", "store", b"store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
