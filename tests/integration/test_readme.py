@@ -27,11 +27,11 @@ def _example() -> str:
 
 
 def _config() -> dict[str, Any]:
-    """configs/colocated.yaml without its store, at a size for tests."""
+    """configs/colocated.yaml without its store and its NVM, at a size for tests."""
     config: dict[str, Any] = yaml.safe_load((_ROOT / "configs/colocated.yaml").read_text())
     assert _ADDRESS in config["listen"]["grpc"], "README and configs/colocated.yaml differ"
     for namespace in config["namespaces"].values():
-        for key in ("store", "negative_ttl", "fetch_timeout"):
+        for key in ("store", "negative_ttl", "fetch_timeout", "nvm", "speculative"):
             namespace.pop(key, None)
         for domain in namespace["domains"].values():
             domain.pop("refresh_ahead", None)
