@@ -271,7 +271,7 @@ class FileDevice final : public NvmDevice {
         fallback_(file_->direct_refused()) {
     if (options.io == IoKind::Threads) return;
     try {
-      // By a real read: a filter may let the ring be made and refuse its use.
+      // By a real read: kernels before 5.6 have rings without it.
       UringQueue queue(file_, kProbeDepth);
       const std::unique_ptr<void, decltype(&std::free)> block(
           std::aligned_alloc(kBlockBytes, kBlockBytes), &std::free);

@@ -32,10 +32,29 @@ UringQueue::UringQueue(std::shared_ptr<const DeviceFile> file, std::uint32_t dep
   // by a request of its own. Neither SINGLE_ISSUER nor DEFER_TASKRUN: they tie the ring to one
   // thread, which a queue's maker and user are not.
   const auto entries = static_cast<unsigned>(slots_.size()) + 2;
-  if (const int error = io_uring_queue_init(entries, &ring_, 0); error != 0) {
-    close(wake_event_);
-    throw std::system_error(-error, std::generic_category(), "io_uring");
+  int outcome = io_uring_queue_init(entries, &ring_, 0);
+  if (outcome == 0) {
+    outcome = try_out();
+    if (outcome < 0) io_uring_queue_exit(&ring_);
   }
+  if (outcome < 0) {
+    close(wake_event_);
+    throw std::system_error(-outcome, std::generic_category(), "io_uring");
+  }
+}
+
+// A filter may let a ring be made and refuse its use: does nothing once. 0, or -errno.
+int UringQueue::try_out() {
+  io_uring_prep_nop(io_uring_get_sqe(&ring_));
+  int outcome = 0;
+  do {
+    outcome = io_uring_submit_and_wait(&ring_, 1);
+  } while (outcome == -EINTR);
+  io_uring_cqe* entry = nullptr;
+  if (outcome >= 0) outcome = io_uring_peek_cqe(&ring_, &entry);
+  if (outcome < 0) return outcome;
+  io_uring_cqe_seen(&ring_, entry);
+  return 0;
 }
 
 UringQueue::~UringQueue() {

@@ -30,6 +30,7 @@ class UringQueue final : public IoQueue {
   void wake() noexcept override;
 
  private:
+  int try_out();
   void prepare(std::uint32_t slot);
   void submit_prepared();
   void arm_wake();
