@@ -70,7 +70,7 @@ class Pipeline:
                     "give memory.size less, or the machine (or its /dev/shm) more"
                 ) from error
             except OSError as error:  # of an NVM device; the message says what to do
-                raise StartError(f"nvm: {error.strerror or error}") from error
+                raise StartError(error.strerror or str(error)) from error
             except ValueError as error:
                 raise ConfigError([Problem((), f"the engine refuses it: {error}")]) from error
             undo.callback(self.halt)

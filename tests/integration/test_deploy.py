@@ -77,6 +77,36 @@ def test_the_unit_is_hardened(unit: Path) -> None:
     assert done.returncode == 0, done.stdout[-300:]
 
 
+def system_calls(group: str) -> set[str]:
+    """What a group of systemd's stands for, groups in it included."""
+    done = run("systemd-analyze", "syscall-filter", "--no-pager", group)
+    assert done.returncode == 0, done.stderr
+    words = [line.strip() for line in done.stdout.splitlines()[1:]]
+    calls: set[str] = set()
+    for word in words:
+        if word.startswith("@"):
+            calls |= system_calls(word)
+        elif word and not word.startswith("#"):
+            calls.add(word)
+    return calls
+
+
+def test_the_unit_lets_the_nvm_tier_work() -> None:
+    settings = unit_settings()
+    allowed: set[str] = set()
+    for line in settings["SystemCallFilter"]:
+        refuse, groups = line.startswith("~"), line.removeprefix("~").split()
+        for group in groups:
+            allowed = allowed - system_calls(group) if refuse else allowed | system_calls(group)
+    wanted = {"io_uring_setup", "io_uring_enter", "io_uring_register", "pread64", "pwrite64"}
+    assert wanted | {"fallocate", "flock", "fsync", "fdatasync", "eventfd2"} <= allowed
+    # The shipped config's file lies where the unit may write.
+    config = (ROOT / "configs" / "colocated.yaml").read_text()
+    (state,) = settings["StateDirectory"]
+    assert f"path: /var/lib/{state}/nvm" in config
+    assert settings["LimitMEMLOCK"]
+
+
 def test_the_units_command_is_one_that_the_daemon_knows() -> None:
     (command,) = unit_settings()["ExecStart"]
     program, subcommand, *options = command.split()
