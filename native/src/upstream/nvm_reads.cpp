@@ -15,13 +15,15 @@ void CacheNode::NvmReads::answer(std::span<const NvmAnswer> answers) {
     if (found == asked_.end()) continue;
     node_.namespaces_[answer->cell.ns]->store->raise(found->second, FetchPriority::Live);
   }
-  if (not_read.absent.empty()) return;
-  std::vector<std::vector<Absent>> absent(get_->columns.size());
-  for (const NvmAnswer* answer : not_read.absent) {
-    absent[answer->cell.column].push_back({answer->cell.position, answer->cell.token});
+  if (!not_read.absent.empty()) {
+    std::vector<std::vector<Absent>> absent(get_->columns.size());
+    for (const NvmAnswer* answer : not_read.absent) {
+      absent[answer->cell.column].push_back({answer->cell.position, answer->cell.token});
+    }
+    FC_SEQUENCE_POINT("node:nvm_missed");
+    node_.ask_stores(get_, hints_, absent, ended_before_);
   }
-  FC_SEQUENCE_POINT("node:nvm_missed");
-  node_.ask_stores(get_, hints_, absent, ended_before_);
+  FC_SEQUENCE_POINT("node:nvm_answered");
 }
 
 void CacheNode::NvmReads::late(std::span<const NvmCell> cells) {
