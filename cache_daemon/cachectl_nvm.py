@@ -41,7 +41,7 @@ class NvmDeviceView:
 
     path: str
     io: str
-    direct: str  # as the metric says it
+    direct: bool
     fallback: str
     in_service: bool
     size_bytes: int
@@ -180,7 +180,7 @@ def _device_view(info: Mapping[str, str], counters: _Counters) -> NvmDeviceView:
     return NvmDeviceView(
         path=path,
         io=info.get("io", ""),
-        direct=info.get("direct", ""),
+        direct=info.get("direct") == "true",
         fallback=info.get("fallback", ""),
         in_service=bool(counters.gauge(f"{_DEVICE}in_service", device=path)),
         size_bytes=counters.gauge(f"{_DEVICE}bytes", device=path),
@@ -253,7 +253,7 @@ def _devices_table(view: NvmView, span: str) -> Table:
     table.add_column("regions", overflow="fold")
     table.add_column("errors", overflow="fold")
     for device in view.devices:
-        direct = "direct" if device.direct in ("1", "true", "yes") else "buffered"
+        direct = "direct" if device.direct else "buffered"
         state = Text("in service", "green") if device.in_service else Text("out of service", "red")
         table.add_row(
             device.path,

@@ -17,7 +17,8 @@ _log = logging.getLogger(__name__)
 _POLL_S = 1.0
 _JOIN_S = 2.0
 _PREFIX = "feature_cache_nvm_device_"
-_YES = frozenset({"1", "true", "yes"})
+_YES = "true"
+_SET_ASIDE = "set aside"  # how `content` begins when something was there that is not used
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class NvmDevice:
     io: str = ""  # io_uring or threads
     direct: bool = False
     fallback: str = ""  # why it is not what the config asks for; "": it is
+    content: str = ""  # what it held at the start, and what became of that
 
 
 def nvm_devices(samples: Iterable[SampleLike]) -> list[NvmDevice]:
@@ -50,8 +52,9 @@ def nvm_devices(samples: Iterable[SampleLike]) -> list[NvmDevice]:
             size_bytes=int(values.get(("bytes", path), 0)),
             in_service=values.get(("in_service", path), 1.0) > 0,
             io=sample.labels.get("io", ""),
-            direct=sample.labels.get("direct", "") in _YES,
+            direct=sample.labels.get("direct", "") == _YES,
             fallback=sample.labels.get("fallback", ""),
+            content=sample.labels.get("content", ""),
         )
         for path, sample in info.items()
     ]
@@ -112,11 +115,11 @@ class DeviceWatch:
 
 
 def _announce(device: NvmDevice) -> None:
-    how = f"{device.io}, {'direct' if device.direct else 'buffered'}"
+    line = f"nvm: {device.path}: {format_size(device.size_bytes)}: {device.io}, "
+    line += "direct" if device.direct else "buffered"
+    if device.content:
+        line += f"; {device.content}"
     if device.fallback:
-        _log.warning(
-            "nvm: %s: %s: %s; not what was asked for: %s",
-            *(device.path, format_size(device.size_bytes), how, device.fallback),
-        )
-    else:
-        _log.info("nvm: %s: %s: %s", device.path, format_size(device.size_bytes), how)
+        line += f"; not what was asked for: {device.fallback}"
+    expected = not device.fallback and not device.content.startswith(_SET_ASIDE)
+    _log.log(logging.INFO if expected else logging.WARNING, "%s", line)

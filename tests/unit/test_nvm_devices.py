@@ -26,13 +26,20 @@ class Node:
 
     in_service: dict[str, float] = field(default_factory=lambda: {"/nvm/a": 1.0, "/nvm/b": 1.0})
     failure: Exception | None = None
+    content: str = "new"
     looks: int = 0
 
     def samples(self) -> list[Sample]:
         self.looks += 1
         if self.failure is not None:
             raise self.failure
-        a = {"device": "/nvm/a", "io": "io_uring", "direct": "true", "fallback": ""}
+        a = {
+            "device": "/nvm/a",
+            "io": "io_uring",
+            "direct": "true",
+            "fallback": "",
+            "content": self.content,
+        }
         b = {
             "device": "/nvm/b",
             "io": "threads",
@@ -61,7 +68,7 @@ def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> lis
 
 def test_devices_are_read_from_the_counters() -> None:
     assert nvm_devices(Node({"/nvm/a": 1.0, "/nvm/b": 0.0}).samples()) == [
-        NvmDevice("/nvm/a", 8 << 20, True, "io_uring", True, ""),
+        NvmDevice("/nvm/a", 8 << 20, True, "io_uring", True, "", "new"),
         NvmDevice("/nvm/b", 8 << 20, False, "threads", False, "io_uring: Operation not permitted"),
     ]
 
@@ -80,11 +87,20 @@ def test_the_start_says_what_each_device_got(caplog: pytest.LogCaptureFixture) -
     watch = DeviceWatch(Node(), poll_s=60)
     watch.stop()
     assert lines(caplog, logging.INFO) == [
-        "nvm: /nvm/a: 8MiB: io_uring, direct",
+        "nvm: /nvm/a: 8MiB: io_uring, direct; new",
         "nvm: /nvm/b: 8MiB: threads, buffered; not what was asked for: "
         "io_uring: Operation not permitted",
     ]
     assert len(lines(caplog)) == 1, "only the one that fell back is worth a warning"
+
+
+def test_what_a_device_held_and_is_not_used_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    DeviceWatch(Node(content="set aside: its superblock is damaged"), poll_s=60).stop()
+    assert lines(caplog)[0] == (
+        "nvm: /nvm/a: 8MiB: io_uring, direct; set aside: its superblock is damaged"
+    )
 
 
 def test_leaving_and_coming_back_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
