@@ -29,6 +29,7 @@ from cache_daemon.admin import (
     StoreInfo,
 )
 from cache_daemon.cachectl import app
+from cache_daemon.nvm_devices import NvmDevice
 
 MEMORY_BYTES = 64 << 20
 BUDGET_BYTES = 8 << 20
@@ -315,6 +316,28 @@ def test_status_and_namespaces(daemon: Daemon) -> None:
     (namespaces,) = daemon.ctl_json("namespaces")
     assert isinstance(namespaces, list)
     assert [domain["name"] for domain in namespaces[0]["domains"]] == ["long_lasting", "ephemeral"]
+
+
+def test_nvm_devices_are_told_and_a_daemon_without_them_says_so(daemon: Daemon) -> None:
+    assert "no NVM tier" in daemon.ctl("nvm").stdout
+    (nothing,) = daemon.ctl_json("nvm")
+    assert isinstance(nothing, dict)
+    assert (nothing["devices"], nothing["namespaces"]) == ([], [])
+    device = NvmDevice("/nvm/a", 8 << 20, False, "threads", True, "io_uring: no")
+    daemon.status = replace(daemon.status, nvm_devices=[device])
+    (status,) = daemon.ctl_json("status")
+    assert isinstance(status, dict)
+    assert status["nvm_devices"] == [
+        {
+            "path": "/nvm/a",
+            "bytes": 8 << 20,
+            "in_service": False,
+            "io": "threads",
+            "direct": True,
+            "fallback": "io_uring: no",
+        }
+    ]
+    assert "out of service" in daemon.ctl("status").stdout
 
 
 def test_stats_once_all_and_watched(daemon: Daemon) -> None:
