@@ -170,7 +170,7 @@ def _domain_table(settings: Config, bytes_of: dict[tuple[str, str], int]) -> Tab
     for (namespace, domain), size in bytes_of.items():
         shown = effective[namespace]["domains"][domain]
         ttl = shown["ttl"] if settings.namespaces[namespace].domains[domain].ttl else "-"
-        table.add_row(namespace, domain, shown["policy"], ttl, _mebibytes(size))
+        table.add_row(namespace, domain, shown["policy"], ttl, _size(size))
     return table
 
 
@@ -178,17 +178,19 @@ def _nvm_table(settings: Config, plan: NvmPlan, memory_bytes: int) -> Table:
     table = Table("of the NVM tier", "bytes", "regions", title="NVM", title_justify="left")
     for path, size in plan.devices:
         regions = plan.regions_of(size)
-        table.add_row(f"device {path}", _mebibytes(size), str(regions))
+        table.add_row(f"device {path}", _size(size), str(regions))
     for name, size in plan.budgets.items():
         asked = settings.namespaces[name].nvm
         label = f"namespace {name} ({asked.budget})" if asked else f"namespace {name}"
-        table.add_row(label, _mebibytes(size), str(size // plan.region_bytes))
+        table.add_row(label, _size(size), str(size // plan.region_bytes))
     table.add_row("one region", format_size(plan.region_bytes), "1")
-    table.add_row("of memory.size: index slots, buffers, tables", _mebibytes(memory_bytes), "")
+    table.add_row("of memory.size: index slots, buffers, tables", _size(memory_bytes), "")
     return table
 
 
-def _mebibytes(size: int) -> str:
+def _size(size: int) -> str:
+    if size >= 10 << 30:
+        return f"{size / (1 << 30):.1f}GiB"
     return f"{size / (1 << 20):.1f}MiB"
 
 
