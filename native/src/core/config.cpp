@@ -161,7 +161,8 @@ void plan_nvm(const EngineConfig& config, Geometry& plan) {
   const std::uint64_t items = used_regions * plan.region_bytes / record;
   plan.nvm_slots = static_cast<std::uint64_t>(static_cast<double>(items) / layout::kIndexLoad);
   const std::uint64_t listed = plan.region_bytes / record * layout::kNvmListedBytes;
-  plan.nvm_memory_bytes = (shares + nvm.write_buffers) * (plan.region_bytes + listed) +
+  // One buffer more is the region writer's own.
+  plan.nvm_memory_bytes = (shares + nvm.write_buffers + 1) * (plan.region_bytes + listed) +
                           regions * layout::kRegionTableBytes + nvm.read_memory_bytes +
                           sketch_bytes;
 }

@@ -1,31 +1,147 @@
 // The bundled engine: the seam over its tiers, and the thread that lets time pass in them.
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
 
+#include "engine/nvm_read.hpp"
+#include "engine/promoter.hpp"
 #include "feature_cache/engine.hpp"
 #include "memory/dram_tier.hpp"
+#include "nvm/nvm_tier.hpp"
 
 namespace fc {
 namespace {
 
 constexpr std::chrono::milliseconds kMaintenancePeriod{100};
 
+// Who reads from NVM and waits for it: a get() without a list for the cells.
+class WaitingReader final : public NvmReader {
+ public:
+  explicit WaitingReader(std::size_t cells) : left_(cells), answers_(cells) {}
+
+  void answer(std::span<const NvmAnswer> answers) override {
+    const std::lock_guard lock(mutex_);
+    for (const NvmAnswer& answer : answers) {
+      Kept& kept = answers_[next_++];
+      kept.cell = answer.cell;
+      kept.status = answer.status;
+      kept.value.append(answer.value.data(), answer.value.size());
+    }
+    left_ -= answers.size();
+    // Under the lock: who waits may be gone as soon as it is released.
+    if (left_ == 0) ended_.notify_one();
+  }
+  void late(std::span<const NvmCell>) override {}
+  bool wanted() const noexcept override { return true; }
+
+  struct Kept {
+    NvmCell cell;
+    CellStatus status = CellStatus::Miss;
+    Buffer value;
+  };
+  // All answers, in the order of their positions.
+  std::vector<Kept> wait() {
+    std::unique_lock lock(mutex_);
+    ended_.wait(lock, [this] { return left_ == 0; });
+    std::sort(answers_.begin(), answers_.end(),
+              [](const Kept& a, const Kept& b) { return a.cell.position < b.cell.position; });
+    return std::move(answers_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  std::size_t left_;
+  std::size_t next_ = 0;
+  std::vector<Kept> answers_;
+};
+
+// Puts the answers of NVM cells into a column, in key order with what is there.
+void merge(GetColumn& column, std::span<const WaitingReader::Kept> answers) {
+  std::uint64_t total = column.values->size();
+  for (const WaitingReader::Kept& kept : answers) total += kept.value.size();
+  Buffer merged(static_cast<std::size_t>(total) + 1);
+  // What other columns had put there stays in front.
+  std::size_t own = 0;
+  for (std::size_t i = 0; i < column.keys.size(); ++i) own += column.lengths[i];
+  std::size_t at = column.values->size() - own;
+  merged.append(column.values->data(), at);
+  const std::size_t first = merged.size();
+  std::size_t next = 0;
+  bool sorted = true;
+  for (std::size_t i = 0; i < column.keys.size(); ++i) {
+    if (next == answers.size() || answers[next].cell.position != i) {
+      merged.append(column.values->data() + at, column.lengths[i]);
+      at += column.lengths[i];
+      continue;
+    }
+    const WaitingReader::Kept& kept = answers[next++];
+    column.statuses[i] = kept.status;
+    if (kept.status == CellStatus::Miss && column.absent != nullptr) {
+      sorted = sorted && (column.absent->empty() || column.absent->back().position < i);
+      column.absent->push_back({static_cast<std::uint32_t>(i), kept.cell.token});
+    }
+    if (!carries_value(kept.status)) continue;
+    // The reply's limit, as for what was found in DRAM.
+    if (merged.size() - first + kept.value.size() > column.max_value_bytes) {
+      column.statuses[i] = CellStatus::Throttled;
+      continue;
+    }
+    column.lengths[i] = static_cast<std::uint32_t>(kept.value.size());
+    merged.append(kept.value.data(), kept.value.size());
+  }
+  *column.values = std::move(merged);
+  if (!sorted) {
+    std::sort(column.absent->begin(), column.absent->end(),
+              [](const Absent& a, const Absent& b) { return a.position < b.position; });
+  }
+}
+
+// The devices are opened first: they know their sizes, and the memory is planned by these.
+EngineConfig with_sizes(EngineConfig config, std::vector<std::shared_ptr<NvmDevice>>& devices) {
+  config.validate();
+  if (devices.empty()) {
+    devices = nvm::open_devices(config.nvm);
+  } else {
+    for (std::size_t d = 0; d < devices.size(); ++d) {
+      config.nvm.devices.at(d).bytes = devices[d]->bytes();
+    }
+  }
+  return config;
+}
+
 class BundledEngine final : public Engine {
  public:
-  BundledEngine(const EngineConfig& config, const Clock& clock, bool background)
-      : dram_(config, clock) {
+  BundledEngine(const EngineConfig& asked, const Clock& clock, bool background,
+                std::vector<std::shared_ptr<NvmDevice>> devices)
+      : config_(with_sizes(asked, devices)), dram_(config_, clock) {
+    if (!devices.empty()) {
+      nvm_ = std::make_unique<nvm::NvmTier>(config_, dram_.geometry(), devices, dram_.index(),
+                                            dram_.epochs(), dram_.ticks());
+      for (std::size_t n = 0; n < config_.namespaces.size(); ++n) {
+        const auto ns = static_cast<NamespaceIndex>(n);
+        nvm_->follow_incarnation(ns, dram_.incarnation(ns));
+      }
+      dram_.attach(*nvm_);
+      promoter_ = std::make_unique<Promoter>(dram_, *nvm_, background);
+      nvm_->start();
+    }
     if (background) thread_ = std::thread([this] { run(); });
   }
   ~BundledEngine() override {
-    if (!thread_.joinable()) return;
-    {
-      const std::lock_guard lock(mutex_);
-      stop_ = true;
+    if (thread_.joinable()) {
+      {
+        const std::lock_guard lock(mutex_);
+        stop_ = true;
+      }
+      wake_.notify_all();
+      thread_.join();
     }
-    wake_.notify_all();
-    thread_.join();
+    // Reads first: what they bring may be on its way up.
+    if (nvm_ != nullptr) nvm_->stop_reads();
+    promoter_.reset();
   }
 
   NamespaceIndex find_namespace(std::string_view name) const noexcept override {
@@ -34,7 +150,33 @@ class BundledEngine final : public Engine {
   DomainIndex find_domain(NamespaceIndex ns, std::string_view name) const noexcept override {
     return dram_.find_domain(ns, name);
   }
-  void get(GetColumn& column) override { dram_.get(column); }
+  void get(GetColumn& column) override {
+    if (nvm_ == nullptr) return dram_.get(column);
+    if (column.nvm != nullptr || column.quiet) {
+      dram_.get(column);
+      if (!column.quiet) count_nvm_hits(column);
+      return;
+    }
+    std::vector<NvmCell> cells;
+    column.nvm = &cells;
+    dram_.get(column);
+    count_nvm_hits(column);
+    column.nvm = nullptr;
+    if (cells.empty()) return;
+    const auto reader = std::make_shared<WaitingReader>(cells.size());
+    read(std::move(cells), reader);
+    merge(column, reader->wait());
+  }
+  void read(std::vector<NvmCell> cells, std::shared_ptr<NvmReader> reader) override {
+    if (cells.empty()) return;
+    nvm_->read(std::move(cells),
+               std::make_shared<NvmRead>(
+                   dram_, *nvm_, [this](const nvm::ReadResult& result) { consider(result); },
+                   std::move(reader)));
+  }
+  void release(std::span<const NvmCell> cells) override {
+    for (const NvmCell& cell : cells) nvm_->unpin(Entry(cell.entry));
+  }
   void put(NamespaceIndex ns, std::span<const PutItem> items,
            std::span<WriteStatus> statuses) override {
     dram_.put(ns, items, statuses);
@@ -47,8 +189,6 @@ class BundledEngine final : public Engine {
                std::span<InstallStatus> statuses) override {
     dram_.install(ns, items, tokens, statuses);
   }
-  void read(std::vector<NvmCell>, std::shared_ptr<NvmReader>) override {}
-  void release(std::span<const NvmCell>) override {}
   bool token_alive(NamespaceIndex ns, std::string_view key, Token token) const noexcept override {
     return dram_.token_alive(ns, key, token);
   }
@@ -56,10 +196,35 @@ class BundledEngine final : public Engine {
   std::uint64_t resize(DomainIndex domain, std::uint64_t budget_bytes) override {
     return dram_.resize(domain, budget_bytes);
   }
-  void maintain() override { dram_.maintain(); }
-  void visit(CounterVisitor& visitor) const override { dram_.visit(visitor); }
+  void maintain() override {
+    dram_.maintain();
+    if (promoter_ != nullptr) promoter_->drain();
+  }
+  void visit(CounterVisitor& visitor) const override {
+    dram_.visit(visitor);
+    if (nvm_ != nullptr) nvm_->visit(visitor);
+  }
 
  private:
+  // Hits that were served from a region still in memory.
+  void count_nvm_hits(const GetColumn& column) {
+    const auto hits =
+        std::count(column.statuses.begin(), column.statuses.end(), CellStatus::HitNvm);
+    if (hits != 0) nvm_->ns(column.ns).hits.add(static_cast<std::uint64_t>(hits));
+  }
+  // Whether a hit on NVM is worth a place in DRAM: `entry` counts the hits before this one.
+  void consider(const nvm::ReadResult& result) {
+    switch (config_.namespaces[result.cell.ns].nvm.promotion) {
+      case PromotionKind::Never:
+        return;
+      case PromotionKind::SecondHit:
+        if (Entry(result.cell.entry).frequency() == 0) return;
+        break;
+      case PromotionKind::Always:
+        break;
+    }
+    promoter_->offer(result);
+  }
   void run() {
     std::unique_lock lock(mutex_);
     while (!wake_.wait_for(lock, kMaintenancePeriod, [this] { return stop_; })) {
@@ -69,7 +234,10 @@ class BundledEngine final : public Engine {
     }
   }
 
+  const EngineConfig config_;
   DramTier dram_;
+  std::unique_ptr<nvm::NvmTier> nvm_;   // null: DRAM alone
+  std::unique_ptr<Promoter> promoter_;  // with nvm_
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stop_ = false;  // guarded by mutex_
@@ -79,9 +247,8 @@ class BundledEngine final : public Engine {
 }  // namespace
 
 std::unique_ptr<Engine> make_engine(const EngineConfig& config, const Clock& clock, bool background,
-                                    std::vector<std::shared_ptr<NvmDevice>>) {
-  config.validate();
-  return std::make_unique<BundledEngine>(config, clock, background);
+                                    std::vector<std::shared_ptr<NvmDevice>> devices) {
+  return std::make_unique<BundledEngine>(config, clock, background, std::move(devices));
 }
 
 }  // namespace fc

@@ -23,6 +23,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 
 #include "core/check.hpp"
 #include "core/hash.hpp"
@@ -147,6 +148,44 @@ class Index {
       }
     }
     return nullptr;
+  }
+
+  // The slot of the record at this place on NVM.
+  Slot* find_nvm_locked(const Place& place, std::uint64_t nvm_location) noexcept {
+    for (const std::uint64_t number : {place.home, place.partner}) {
+      Bucket& in = buckets_[number];
+      for (std::uint32_t mask = candidates(in, place.tag); mask != 0; mask &= mask - 1) {
+        Slot& slot = first_of(in, mask);
+        const Entry entry(slot.load(std::memory_order_relaxed));
+        if (entry.on_nvm() && entry.nvm_location() == nvm_location) return &slot;
+      }
+    }
+    return nullptr;
+  }
+
+  // ---- for nobody's lock ----
+
+  // Calls gone(Entry) for every entry that goes(Entry) accepts, and clears it. Walks the whole
+  // index until a walk finds none; an entry that is moved behind the walk's back in every walk
+  // stays.
+  template <class Goes, class Gone>
+  void clear_all(Goes&& goes, Gone&& gone) {
+    constexpr unsigned kWalks = 4;
+    for (unsigned walk = 0; walk < kWalks; ++walk) {
+      bool found = false;
+      for (std::uint64_t number = 0; number < bucket_count_; ++number) {
+        for (Slot& slot : buckets_[number].slots) {
+          if (!goes(Entry(slot.load(std::memory_order_relaxed)))) continue;
+          const std::lock_guard lock(lock_of(number));
+          const Entry entry(slot.load(std::memory_order_relaxed));
+          if (!goes(entry)) continue;
+          slot.store(0, std::memory_order_release);
+          gone(entry);
+          found = true;
+        }
+      }
+      if (!found) return;
+    }
   }
 
   // Bytes beside the buckets.

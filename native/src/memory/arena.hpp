@@ -14,9 +14,9 @@
 #include <mutex>
 #include <vector>
 
+#include "core/epoch.hpp"
 #include "feature_cache/config.hpp"
 #include "index/index.hpp"
-#include "core/epoch.hpp"
 #include "memory/record.hpp"
 
 namespace fc {

@@ -379,8 +379,9 @@ Slot* Domain::find_location(const Place& place, std::uint64_t location) noexcept
   return nullptr;
 }
 
-void Domain::drop_entry(Slot& slot, std::uint32_t segment, const RecordHeader& record) noexcept {
-  slot.store(0, std::memory_order_release);
+void Domain::drop_entry(Slot& slot, std::uint32_t segment, const RecordHeader& record,
+                        std::uint64_t replacement) noexcept {
+  slot.store(replacement, std::memory_order_release);
   SegmentMeta& row = parts_.arena.meta(segment);
   const std::size_t bytes = record.record_bytes();
   entries_.fetch_sub(1, std::memory_order_relaxed);
@@ -396,6 +397,7 @@ void Domain::judge_record_locked(std::uint32_t segment, std::uint32_t offset, st
   RecordHeader& record = *parts_.arena.record(location);
   const Place place = parts_.index.place_of(hash);
   Verdict verdict{};
+  unsigned frequency = 0;
   {
     const PairLock pair(parts_.index, place);
     Slot* slot = find_location(place, location);
@@ -414,15 +416,21 @@ void Domain::judge_record_locked(std::uint32_t segment, std::uint32_t offset, st
     } else {
       verdict = {purpose == Purpose::Compact, from, entry.frequency()};
     }
-    if (!verdict.keep) {
+    if (!verdict.keep && (lower_ == nullptr || record.negative())) {
       evictions_.add();
       drop_entry(*slot, segment, record);
       return;
     }
-    if (row.large != 0) {
+    frequency = entry.frequency();
+    if (verdict.keep && row.large != 0) {
       // A record with segments of its own moves by changing its place in line.
       slot->store(entry.with_frequency(verdict.frequency).word(), std::memory_order_release);
     }
+  }
+  if (!verdict.keep) {
+    evictions_.add();
+    demote_record_locked(location, record, hash, frequency);
+    return;
   }
   kept_.add();
   if (row.large != 0) {
@@ -433,6 +441,44 @@ void Domain::judge_record_locked(std::uint32_t segment, std::uint32_t offset, st
     return;
   }
   move_record_locked(location, record, hash, verdict.queue, verdict.frequency, now);
+}
+
+// Copies a live record to the tier below and swings its entry over, or drops it where it is not
+// taken; unless a writer was faster.
+void Domain::demote_record_locked(std::uint64_t location, const RecordHeader& record,
+                                  std::uint64_t hash, unsigned frequency) {
+  const std::uint32_t first = parts_.arena.segment_of(location);
+  DemotedRecord item;
+  item.ns = ns_index_;
+  item.incarnation = record.incarnation;
+  item.domain = number_;
+  item.hash = hash;
+  item.key = record.key();
+  item.value_bytes = record.value_bytes();
+  item.expiry = record.expiry;
+  item.frequency = frequency;
+  pieces_.clear();
+  if (!record.large()) {
+    pieces_.emplace_back(record.value_data(), record.value_bytes());
+  } else {
+    std::size_t offset = sizeof(RecordHeader) + record.key_bytes;
+    std::size_t left = record.value_bytes();
+    for (std::uint32_t segment = first; left != 0; segment = parts_.arena.meta(segment).next) {
+      const std::size_t here = std::min(left, parts_.arena.segment_bytes() - offset);
+      pieces_.emplace_back(
+          reinterpret_cast<const std::uint8_t*>(parts_.arena.data(segment)) + offset, here);
+      left -= here;
+      offset = 0;
+    }
+  }
+  item.value = pieces_;
+  const Demotion demotion = lower_->demote(item);
+  FC_SEQUENCE_POINT("domain:demoting");
+  const Place place = parts_.index.place_of(hash);
+  const PairLock pair(parts_.index, place);
+  Slot* slot = find_location(place, location);
+  if (slot != nullptr) drop_entry(*slot, first, record, demotion.entry.word());
+  if (demotion.taken()) lower_->published(demotion, slot != nullptr);
 }
 
 // Copies a live record to the end of a queue and swings its entry over, unless a writer was faster.

@@ -15,7 +15,11 @@
 //   - A policy that keeps everything does not hold writers up for long: after kPatience segments
 //     without gain the next one is dropped whole.
 //
-// Lock order: domain, then bucket pair. No epoch is held while the domain's lock is wanted.
+// With a tier below, an evicted record is copied there before its entry swings over, outside of the
+// pair's lock: a writer of the key may come in between, then the copy is dead from the start.
+//
+// Lock order: domain, then the tier below or a bucket pair. No epoch is held while the domain's
+// lock is wanted.
 #pragma once
 
 #include <array>
@@ -30,6 +34,7 @@
 #include "core/counter.hpp"
 #include "eviction/policy.hpp"
 #include "feature_cache/config.hpp"
+#include "index/lower_tier.hpp"
 #include "memory/arena.hpp"
 #include "memory/router.hpp"
 
@@ -78,6 +83,12 @@ class Domain {
   Domain(const DomainConfig& config, DomainIndex index, NamespaceState& ns, TierParts parts,
          std::uint64_t entry_budget);
 
+  // The tier below, and what this domain is called there; before there are other threads.
+  void attach(LowerTier& lower, NamespaceIndex ns, unsigned number) noexcept {
+    lower_ = &lower;
+    ns_index_ = ns;
+    number_ = number;
+  }
   const DomainConfig& config() const noexcept { return config_; }
   NamespaceState& ns() noexcept { return ns_; }
   Tick refresh_ticks() const noexcept { return refresh_ticks_; }
@@ -150,10 +161,13 @@ class Domain {
                            Tick now, Purpose purpose);
   void move_record_locked(std::uint64_t location, RecordHeader& record, std::uint64_t hash,
                           Queue queue, unsigned frequency, Tick now);
+  void demote_record_locked(std::uint64_t location, const RecordHeader& record, std::uint64_t hash,
+                            unsigned frequency);
   Slot* find_location(const Place& place, std::uint64_t location) noexcept;
   void release_locked(std::uint32_t segment);
   void release_dead_locked();
-  void drop_entry(Slot& slot, std::uint32_t segment, const RecordHeader& record) noexcept;
+  void drop_entry(Slot& slot, std::uint32_t segment, const RecordHeader& record,
+                  std::uint64_t replacement = 0) noexcept;
 
   const DomainConfig config_;
   const DomainIndex index_;
@@ -161,6 +175,9 @@ class Domain {
   const TierParts parts_;
   const Tick refresh_ticks_;
   const std::unique_ptr<EvictionPolicy> policy_;
+  LowerTier* lower_ = nullptr;  // null: what is evicted is gone
+  NamespaceIndex ns_index_ = kNoNamespace;
+  unsigned number_ = 0;
 
   mutable std::mutex mutex_;
   std::array<std::deque<std::uint32_t>, kQueueCount> queues_;  // sealed; guarded by mutex_
@@ -171,6 +188,7 @@ class Domain {
   bool filled_once_ = false;                                   // guarded by mutex_
   bool emptying_ = false;                                      // guarded by mutex_
   bool large_kept_ = false;                                    // guarded by mutex_
+  std::vector<std::span<const std::uint8_t>> pieces_;          // guarded by mutex_
 
   // Relaxed: budgets are compared loosely, counts are shown.
   std::atomic<std::uint32_t> budget_segments_;

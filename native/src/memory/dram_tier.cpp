@@ -9,8 +9,7 @@
 namespace fc {
 
 DramTier::DramTier(const EngineConfig& config, const Clock& clock)
-    : clock_(clock),
-      started_ms_(clock.now_ms()),
+    : ticks_(clock),
       geometry_(Geometry::plan(config)),
       max_value_bytes_(config.max_value_bytes),
       memory_bytes_(config.memory_bytes),
@@ -23,6 +22,7 @@ DramTier::DramTier(const EngineConfig& config, const Clock& clock)
   std::uint64_t budgeted = 0;
   for (const NamespaceConfig& ns_config : config.namespaces) {
     auto ns = std::make_unique<Namespace>();
+    ns->index = static_cast<NamespaceIndex>(namespaces_.size());
     ns->name = ns_config.name;
     ns->seed = namespace_seed(ns_config.name);
     ns->incarnation.store(new_incarnation(), std::memory_order_relaxed);
@@ -73,10 +73,19 @@ DramTier::DramTier(const EngineConfig& config, const Clock& clock)
 
 DramTier::~DramTier() = default;
 
+void DramTier::attach(LowerTier& lower) {
+  lower_ = &lower;
+  for (const auto& ns : namespaces_) {
+    for (DomainIndex d = 0; d < ns->domain_count; ++d) {
+      domains_[ns->first_domain + d]->attach(lower, ns->index, d);
+    }
+  }
+}
+
 std::uint64_t DramTier::entry_budget_for(std::uint32_t segments) const noexcept {
   const double share = static_cast<double>(segments) /
                        static_cast<double>(geometry_.segment_count - geometry_.reserve_segments);
-  return static_cast<std::uint64_t>(static_cast<double>(index_.slot_count()) *
+  return static_cast<std::uint64_t>(static_cast<double>(index_.slot_count() - geometry_.nvm_slots) *
                                     layout::kIndexLoadLimit * share);
 }
 
@@ -118,7 +127,7 @@ Slot* DramTier::find_key_locked(const Namespace& ns, const Place& place,
   Slot* found = nullptr;
   const std::uint16_t incarnation = ns.incarnation.load(std::memory_order_relaxed);
   const auto match = [&](Entry entry, Slot& slot) {
-    if (!arena_.record(entry.location())->holds(key, incarnation)) return false;
+    if (entry.on_nvm() || !arena_.record(entry.location())->holds(key, incarnation)) return false;
     found = &slot;
     return true;
   };
@@ -131,8 +140,52 @@ Slot* DramTier::find_key_locked(const Namespace& ns, const Place& place,
 // The slot's record gives way to `replacement` (0: to nothing).
 void DramTier::supersede_locked(Slot& slot, Entry entry, std::uint64_t replacement) noexcept {
   slot.store(replacement, std::memory_order_release);
+  if (entry.on_nvm()) return lower_->forget(entry);
   const std::uint32_t segment = arena_.segment_of(entry.location());
   domains_[arena_.domain_of(segment)]->forget(segment, *arena_.record(entry.location()));
+}
+
+Slot* DramTier::find_below_locked(const Place& place, std::uint64_t hash,
+                                  const Slot* except) noexcept {
+  Slot* found = nullptr;
+  const auto match = [&](Entry entry, Slot& slot) {
+    if (!entry.may_be_nvm_of(hash) || &slot == except) return false;
+    found = &slot;
+    return true;
+  };
+  if (!index_.find_in(place.home, place.tag, match) && place.partner != place.home) {
+    index_.find_in(place.partner, place.tag, match);
+  }
+  return found;
+}
+
+void DramTier::drop_all_below_locked(const Place& place, std::uint64_t hash,
+                                     const Slot* except) noexcept {
+  while (Slot* slot = find_below_locked(place, hash, except)) {
+    below_dropped_.add();
+    supersede_locked(*slot, Entry(slot->load(std::memory_order_relaxed)), 0);
+  }
+}
+
+// Copies key and value behind the record's header.
+void DramTier::fill(const Reservation& reservation, std::string_view key,
+                    std::string_view value) noexcept {
+  RecordHeader& record = *reservation.record;
+  auto* bytes = reinterpret_cast<std::uint8_t*>(&record + 1);
+  std::memcpy(bytes, key.data(), key.size());
+  if (!record.large()) {
+    if (!value.empty()) std::memcpy(bytes + key.size(), value.data(), value.size());
+    return;
+  }
+  std::uint32_t segment = reservation.segment;
+  std::size_t offset = sizeof(RecordHeader) + key.size();
+  while (!value.empty()) {
+    const std::size_t here = std::min(value.size(), arena_.segment_bytes() - offset);
+    std::memcpy(arena_.data(segment) + offset, value.data(), here);
+    value.remove_prefix(here);
+    offset = 0;
+    segment = arena_.meta(segment).next;
+  }
 }
 
 DramTier::Outcome DramTier::write(Namespace& ns, const PutItem& item, const KeyHash& hash,
@@ -170,25 +223,7 @@ DramTier::Outcome DramTier::write(Namespace& ns, const PutItem& item, const KeyH
     ns.rejected.add();
     return Outcome::Rejected;
   }
-  RecordHeader& record = *reservation.record;
-  auto* bytes = reinterpret_cast<std::uint8_t*>(&record + 1);
-  std::memcpy(bytes, item.key.data(), item.key.size());
-  if (!record.large()) {
-    if (!item.value.empty()) {
-      std::memcpy(bytes + item.key.size(), item.value.data(), item.value.size());
-    }
-  } else {
-    std::uint32_t segment = reservation.segment;
-    std::size_t offset = sizeof(RecordHeader) + item.key.size();
-    std::string_view left = item.value;
-    while (!left.empty()) {
-      const std::size_t here = std::min(left.size(), arena_.segment_bytes() - offset);
-      std::memcpy(arena_.data(segment) + offset, left.data(), here);
-      left.remove_prefix(here);
-      offset = 0;
-      segment = arena_.meta(segment).next;
-    }
-  }
+  fill(reservation, item.key, item.value);
   FC_SEQUENCE_POINT("write:filled");
   const Outcome outcome =
       publish(ns, *domain, item, place, hash.low, reservation, incarnation, token);
@@ -236,7 +271,19 @@ DramTier::Outcome DramTier::publish(Namespace& ns, Domain& domain, const PutItem
     domain.count_in(record);
     supersede_locked(*slot, old,
                      Entry::dram(place.tag, reservation.location, bytes, old.frequency()).word());
+    if (lower_ != nullptr) drop_all_below_locked(place, hash, slot);
     return Outcome::Stored;
+  }
+  if (lower_ != nullptr) {
+    if (Slot* slot = find_below_locked(place, hash, nullptr)) {
+      // By one store: in between a reader would find neither.
+      const Entry old(slot->load(std::memory_order_relaxed));
+      domain.count_in(record);
+      below_dropped_.add();
+      supersede_locked(*slot, old, Entry::dram(place.tag, reservation.location, bytes, 0).word());
+      drop_all_below_locked(place, hash, slot);
+      return Outcome::Stored;
+    }
   }
   Slot* slot = index_.free_slot_locked(place);
   if (slot == nullptr) {
@@ -244,6 +291,7 @@ DramTier::Outcome DramTier::publish(Namespace& ns, Domain& domain, const PutItem
     // has more than its share; another domain's entries are not ours to take.
     no_slot_.add();
     slot = index_.victim_locked(place, [&](Entry entry) {
+      if (entry.on_nvm()) return lower_->yields(entry, ns.index);
       Domain& owner = *domains_[arena_.domain_of(arena_.segment_of(entry.location()))];
       return &owner == &domain || owner.over_entry_share();
     });
@@ -266,6 +314,57 @@ void DramTier::remove(Namespace& ns, std::string_view key, const KeyHash& hash) 
   if (Slot* slot = find_key_locked(ns, place, key)) {
     supersede_locked(*slot, Entry(slot->load(std::memory_order_relaxed)), 0);
   }
+  if (lower_ != nullptr) drop_all_below_locked(place, hash.low, nullptr);
+}
+
+// ---- the tier below
+// ------------------------------------------------------------------------------
+
+bool DramTier::promote(NamespaceIndex ns_index, const Promotion& item) {
+  Namespace& ns = *namespaces_[ns_index];
+  if (item.domain >= ns.domain_count) return false;
+  Domain& domain = *domains_[ns.first_domain + item.domain];
+  const Place place = index_.place_of(item.hash);
+  RecordShape shape;
+  shape.hash = item.hash;
+  shape.key_bytes = static_cast<std::uint16_t>(item.key.size());
+  shape.value_bytes = static_cast<std::uint32_t>(item.value.size());
+  shape.expiry = item.expiry;
+  shape.incarnation = item.incarnation;
+  const Reservation reservation = domain.reserve(shape, now());
+  if (reservation.record == nullptr) return false;
+  fill(reservation, item.key, item.value);
+  FC_SEQUENCE_POINT("promote:filled");
+  bool published = false;
+  {
+    const EpochGuard epoch(epochs_);
+    const PairLock pair(index_, place);
+    Slot* slot = index_.find_nvm_locked(place, Entry(item.entry).nvm_location());
+    if (slot != nullptr && ns.incarnation.load(std::memory_order_relaxed) == item.incarnation) {
+      const Entry old(slot->load(std::memory_order_relaxed));
+      domain.count_in(*reservation.record);
+      supersede_locked(*slot, old,
+                       Entry::dram(place.tag, reservation.location,
+                                   reservation.record->record_bytes(), old.frequency())
+                           .word());
+      published = true;
+    }
+  }
+  domain.done(reservation, published);
+  return published;
+}
+
+void DramTier::drop_below(std::uint64_t hash, std::uint64_t entry) {
+  const Place place = index_.place_of(hash);
+  const PairLock pair(index_, place);
+  if (Slot* slot = index_.find_nvm_locked(place, Entry(entry).nvm_location())) {
+    supersede_locked(*slot, Entry(slot->load(std::memory_order_relaxed)), 0);
+  }
+}
+
+void DramTier::count_later(NamespaceIndex ns, std::uint64_t hits, std::uint64_t misses) noexcept {
+  if (hits != 0) namespaces_[ns]->hits.add(hits);
+  if (misses != 0) namespaces_[ns]->misses.add(misses);
 }
 
 // Calls body(i, hash) for every item, some items after its bucket and ghosts were prefetched.
@@ -347,6 +446,7 @@ std::uint16_t DramTier::new_incarnation() noexcept {
     for (const auto& ns : namespaces_) {
       taken |= ns->incarnation.load(std::memory_order_relaxed) == candidate;
     }
+    taken |= lower_ != nullptr && lower_->uses_incarnation(candidate);
     if (!taken) return candidate;
   }
 }
@@ -361,6 +461,7 @@ std::uint64_t DramTier::flush(NamespaceIndex ns_index) {
   for (DomainIndex d = 0; d < ns.domain_count; ++d) {
     dropped += domains_[ns.first_domain + d]->flush(now());
   }
+  if (lower_ != nullptr) dropped += lower_->flush(ns_index);
   return dropped;
 }
 
@@ -442,6 +543,9 @@ void DramTier::visit(CounterVisitor& visitor) const {
                   {}, no_slot_.get());
   visitor.counter("feature_cache_index_displaced_total",
                   "Entries dropped because their buckets were full.", {}, displaced_.get());
+  visitor.counter("feature_cache_index_below_dropped_total",
+                  "Entries of the tier below that gave way to a write of a key of their tag.", {},
+                  below_dropped_.get());
   visitor.counter("feature_cache_arena_reader_waits_total",
                   "Times a writer waited for readers to leave a segment.", {},
                   arena_.reader_waits());

@@ -12,6 +12,12 @@
 //
 // Flush starts a new incarnation first (every older record is invisible from then on), then takes
 // the segments back. A put that raced with it checks the incarnation again under the pair's locks.
+//
+// With a tier below, one index serves both. A key has one entry, wherever its record lies. An entry
+// of the tier below cannot be compared with a key in memory; so a write takes the place of, or
+// drops, every entry below that may be its key's, before it is acknowledged: an older value never
+// comes back. The new entry overwrites the old one by one store: a key that is present never reads
+// as a miss in between.
 #pragma once
 
 #include <atomic>
@@ -20,8 +26,9 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core/clock.hpp"
+#include "core/ticks.hpp"
 #include "feature_cache/engine.hpp"
+#include "index/lower_tier.hpp"
 #include "memory/domain.hpp"
 
 namespace fc {
@@ -35,13 +42,41 @@ class DramTier {
   NamespaceIndex find_namespace(std::string_view name) const noexcept;
   DomainIndex find_domain(NamespaceIndex ns, std::string_view name) const noexcept;
 
-  void get(GetColumn& column);
+  // The tier below; before there are other threads.
+  void attach(LowerTier& lower);
+  Index& index() noexcept { return index_; }
+  EpochManager& epochs() noexcept { return epochs_; }
+  const Ticks& ticks() const noexcept { return ticks_; }
+  const Geometry& geometry() const noexcept { return geometry_; }
+  const std::atomic<std::uint16_t>& incarnation(NamespaceIndex ns) const noexcept {
+    return namespaces_[ns]->incarnation;
+  }
+
+  // `rejected`: entries of the tier below that were read already and are not the key's, or cannot
+  // be read.
+  void get(GetColumn& column, std::span<const std::uint64_t> rejected = {});
+  // Counts cells whose answer came later than their lookup.
+  void count_later(NamespaceIndex ns, std::uint64_t hits, std::uint64_t misses) noexcept;
   void put(NamespaceIndex ns, std::span<const PutItem> items, std::span<WriteStatus> statuses);
   void erase(NamespaceIndex ns, std::span<const std::string_view> keys,
              std::span<WriteStatus> statuses);
   void install(NamespaceIndex ns, std::span<const PutItem> items, std::span<const Token> tokens,
                std::span<InstallStatus> statuses);
   bool token_alive(NamespaceIndex ns, std::string_view key, Token token) const noexcept;
+  // A record that was read from below comes up: installed in place of `entry`, when that is still
+  // the key's. False: it is not, or there is no room.
+  struct Promotion {
+    std::uint64_t hash = 0;
+    std::uint64_t entry = 0;
+    std::string_view key;
+    std::string_view value;
+    unsigned domain = 0;  // its number within the namespace
+    Tick expiry = kNever;
+    std::uint16_t incarnation = 0;
+  };
+  bool promote(NamespaceIndex ns, const Promotion& item);
+  // Takes an entry of the tier below out of the index, when it is there still.
+  void drop_below(std::uint64_t hash, std::uint64_t entry);
   std::uint64_t flush(NamespaceIndex ns);
   std::uint64_t resize(DomainIndex domain, std::uint64_t budget_bytes);
   void maintain();
@@ -49,6 +84,7 @@ class DramTier {
 
  private:
   struct Namespace : NamespaceState {
+    NamespaceIndex index = kNoNamespace;
     DomainIndex first_domain = 0;
     DomainIndex domain_count = 0;
     std::uint64_t negative_ttl_ms = 0;
@@ -57,9 +93,7 @@ class DramTier {
   class VersionRaiser;
   enum class Outcome : std::uint8_t { Stored, Rejected, TokenVoid };
 
-  Tick now() const noexcept {
-    return static_cast<Tick>((clock_.now_ms() - started_ms_ + kTickEpochMs) >> kTickShift);
-  }
+  Tick now() const noexcept { return ticks_.now(); }
   std::atomic<std::uint32_t>& write_version(std::uint64_t hash) const noexcept {
     return write_versions_[(hash >> 16) & (layout::kWriteVersionStripes - 1)];
   }
@@ -73,7 +107,11 @@ class DramTier {
                   std::uint64_t hash, const Reservation& reservation, std::uint16_t incarnation,
                   const Token* token);
   void remove(Namespace& ns, std::string_view key, const KeyHash& hash);
+  void fill(const Reservation& reservation, std::string_view key, std::string_view value) noexcept;
   void supersede_locked(Slot& slot, Entry entry, std::uint64_t replacement) noexcept;
+  // An entry below that may be the key's, other than in `except`; for the holder of its PairLock.
+  Slot* find_below_locked(const Place& place, std::uint64_t hash, const Slot* except) noexcept;
+  void drop_all_below_locked(const Place& place, std::uint64_t hash, const Slot* except) noexcept;
   // The slot of the key, whatever its expiry; for the holder of its PairLock inside an epoch.
   Slot* find_key_locked(const Namespace& ns, const Place& place, std::string_view key) noexcept;
   std::uint16_t new_incarnation() noexcept;
@@ -87,18 +125,20 @@ class DramTier {
                   GetTally& tally);
   bool serve(GetColumn& column, std::size_t position, const RecordHeader& record, Entry entry,
              Slot& slot, Tick tick, std::uint64_t hash, GetTally& tally);
+  bool serve_below(GetColumn& column, std::size_t position, Entry entry, Slot& slot, Tick tick,
+                   std::uint64_t hash, Token token, GetTally& tally);
+  bool append_value(GetColumn& column, std::size_t position, CellStatus status, std::uint32_t bytes,
+                    GetTally& tally, std::uint8_t** to);
   void copy_value(const RecordHeader& record, std::uint64_t location, std::uint8_t* to) noexcept;
 
-  static constexpr std::uint64_t kTickEpochMs = 1024;  // tick 0 is "never": start above it
-
-  const Clock& clock_;
-  const std::uint64_t started_ms_;
+  const Ticks ticks_;
   const Geometry geometry_;
   const std::uint64_t max_value_bytes_;
   const std::uint64_t memory_bytes_;
   Arena arena_;
   Index index_;
   EpochManager epochs_;
+  LowerTier* lower_ = nullptr;  // fixed before there are other threads; null: none
   const std::unique_ptr<std::atomic<std::uint32_t>[]> write_versions_;
   std::vector<std::unique_ptr<Namespace>> namespaces_;  // fixed after construction
   std::vector<std::unique_ptr<Domain>> domains_;        // fixed after construction
@@ -107,6 +147,7 @@ class DramTier {
   std::uint16_t last_incarnation_ = 0;  // guarded by resize_mutex_
   Counter no_slot_;
   Counter displaced_;
+  Counter below_dropped_;
 };
 
 }  // namespace fc

@@ -10,7 +10,9 @@
 // window, many more fetches are under way (docs/adr/0003-batched-lookup.md has the figures).
 //
 // What the passes did not find is looked up again with the index's certain find(): that confirms a
-// miss against entries that moved meanwhile, after the miss took its token.
+// miss against entries that moved meanwhile, after the miss took its token. Entries of the tier
+// below are looked at there, too: their records are served when they lie in memory still, else
+// pinned and handed to the caller to be read.
 //
 // An epoch covers kChunk keys at most, so that a huge batch does not keep memory from its writers.
 
@@ -26,6 +28,7 @@ namespace {
 constexpr std::size_t kChunk = 256;
 constexpr std::size_t kGroup = 32;       // its records fit the first-level cache
 constexpr unsigned kHotFrequency = 2;    // hits that make a key worth a refresh
+constexpr std::size_t kBelowMost = 4;    // entries below that may be one key's; more is unheard of
 constexpr unsigned kPrefetchLines = 10;  // beyond that the hardware has recognised the stream
 static_assert(kChunk % kGroup == 0);
 
@@ -68,15 +71,17 @@ struct DramTier::GetTally {
   };
   std::array<Touched, kChunk> touched;
   std::size_t touched_count = 0;
+  std::span<const std::uint64_t> rejected;
   std::uint64_t hits = 0;
   std::uint64_t misses = 0;
   std::uint64_t negative_hits = 0;
   std::uint64_t value_bytes = 0;
 };
 
-void DramTier::get(GetColumn& column) {
+void DramTier::get(GetColumn& column, std::span<const std::uint64_t> rejected) {
   Namespace& ns = *namespaces_[column.ns];
   GetTally tally(ns);
+  tally.rejected = rejected;
   const Tick tick = now();
   column.values->reserve(1);  // so that an empty value, too, is copied to an address that exists
   for (std::size_t begin = 0; begin < column.keys.size(); begin += kChunk) {
@@ -97,6 +102,23 @@ void DramTier::get(GetColumn& column) {
   if (tally.negative_hits != 0) ns.negative_hits.add(tally.negative_hits);
 }
 
+// Makes room for a value, which the caller copies and commits; false, and the cell is Throttled,
+// when the reply has none.
+inline bool DramTier::append_value(GetColumn& column, std::size_t position, CellStatus status,
+                                   std::uint32_t bytes, GetTally& tally, std::uint8_t** to) {
+  if (tally.value_bytes + bytes > column.max_value_bytes) {
+    column.statuses[position] = CellStatus::Throttled;
+    column.lengths[position] = 0;
+    return false;
+  }
+  tally.value_bytes += bytes;
+  *to = column.values->reserve(bytes);
+  column.statuses[position] = status;
+  column.lengths[position] = bytes;
+  ++tally.hits;
+  return true;
+}
+
 // Answers one key from its record; false when the record has expired.
 inline bool DramTier::serve(GetColumn& column, std::size_t position, const RecordHeader& record,
                             Entry entry, Slot& slot, Tick tick, std::uint64_t hash,
@@ -113,22 +135,14 @@ inline bool DramTier::serve(GetColumn& column, std::size_t position, const Recor
     return true;
   }
   const std::uint32_t bytes = record.value_bytes();
-  if (tally.value_bytes + bytes > column.max_value_bytes) {
-    column.statuses[position] = CellStatus::Throttled;
-    column.lengths[position] = 0;
-    return true;
-  }
-  tally.value_bytes += bytes;
-  std::uint8_t* to = column.values->reserve(bytes);
+  std::uint8_t* to = nullptr;
+  if (!append_value(column, position, CellStatus::HitDram, bytes, tally, &to)) return true;
   if (!record.large()) [[likely]] {
     std::memcpy(to, record.value_data(), bytes);
   } else {
     copy_value(record, entry.location(), to);
   }
   column.values->commit(bytes);
-  column.statuses[position] = CellStatus::HitDram;
-  column.lengths[position] = bytes;
-  ++tally.hits;
   ++tally.domain_hits[domain - tally.first_domain];
   if (column.refresh != nullptr && record.expiry != kNever &&
       record.expiry - tick < domains_[domain]->refresh_ticks() &&
@@ -185,7 +199,9 @@ void DramTier::get_group(GetColumn& column, std::size_t begin, std::size_t end, 
     const std::uint16_t tag = Index::tag_of(key.hash);
     key.slot = first_candidate(index_.bucket(key.bucket), tag, &key.word);
     if (key.slot != nullptr) {
-      prefetch_record(arena_.address(key.entry().location()), key.entry().lines());
+      if (!key.entry().on_nvm()) [[likely]] {
+        prefetch_record(arena_.address(key.entry().location()), key.entry().lines());
+      }
     } else {
       key.bucket = index_.partner_of(key.bucket, tag);
       index_.prefetch(key.bucket);
@@ -195,14 +211,14 @@ void DramTier::get_group(GetColumn& column, std::size_t begin, std::size_t end, 
   for (std::size_t e = 0; e < elsewhere_count; ++e) {
     Probe& key = probes[elsewhere[e]];
     key.slot = first_candidate(index_.bucket(key.bucket), Index::tag_of(key.hash), &key.word);
-    if (key.slot != nullptr) {
+    if (key.slot != nullptr && !key.entry().on_nvm()) {
       prefetch_record(arena_.address(key.entry().location()), key.entry().lines());
     }
   }
   for (std::size_t i = 0; i < count; ++i) {
     const Probe& key = probes[i];
     const std::size_t position = begin + i;
-    if (key.slot != nullptr) {
+    if (key.slot != nullptr && !key.entry().on_nvm()) {
       const RecordHeader& record = *arena_.record(key.entry().location());
       if (record.holds(column.keys[position], tally.incarnation) &&
           serve(column, position, record, key.entry(), *key.slot, tick, key.hash, tally))
@@ -219,18 +235,76 @@ void DramTier::find_again(GetColumn& column, std::size_t position, std::uint64_t
                           GetTally& tally) {
   // The token first: a write after it voids it, a write before it is seen by the find.
   const Token token{write_version(hash).load(std::memory_order_acquire), tally.incarnation};
+  struct Below {
+    Entry entry;
+    Slot* slot;
+  };
+  std::array<Below, kBelowMost> below;
+  std::size_t below_count = 0;
   const bool present = index_.find(index_.place_of(hash), [&](Entry entry, Slot& slot) {
+    if (entry.on_nvm()) {
+      if (below_count < kBelowMost && entry.may_be_nvm_of(hash)) {
+        below[below_count++] = {entry, &slot};
+      }
+      return false;
+    }
     const RecordHeader& record = *arena_.record(entry.location());
     return record.holds(column.keys[position], tally.incarnation) &&
            serve(column, position, record, entry, slot, tick, hash, tally);
   });
   if (present) return;
+  for (std::size_t i = 0; i < below_count; ++i) {
+    if (serve_below(column, position, below[i].entry, *below[i].slot, tick, hash, token, tally)) {
+      return;
+    }
+  }
   column.statuses[position] = CellStatus::Miss;
   column.lengths[position] = 0;
   ++tally.misses;
   if (column.absent != nullptr) {
     column.absent->push_back({static_cast<std::uint32_t>(position), token});
   }
+}
+
+// Answers one key from the tier below, or leaves it to be read; false when this entry is not its.
+bool DramTier::serve_below(GetColumn& column, std::size_t position, Entry entry, Slot& slot,
+                           Tick tick, std::uint64_t hash, Token token, GetTally& tally) {
+  for (const std::uint64_t word : tally.rejected) {
+    if (Entry(word).nvm_location() == entry.nvm_location()) return false;
+  }
+  LowerRecord record;
+  switch (lower_->locate(entry, tally.incarnation, record)) {
+    case LowerTier::Where::Gone:
+      return false;
+    case LowerTier::Where::Memory: {
+      if (record.key != column.keys[position]) return false;
+      if (record.expiry != kNever && record.expiry <= tick) return false;
+      std::uint8_t* to = nullptr;
+      if (append_value(column, position, CellStatus::HitNvm, record.value_bytes, tally, &to)) {
+        std::memcpy(to, record.value, record.value_bytes);
+        column.values->commit(record.value_bytes);
+      }
+      break;
+    }
+    case LowerTier::Where::Device:
+      if (column.nvm == nullptr) {
+        lower_->unpin(entry);
+        return false;
+      }
+      column.statuses[position] = CellStatus::Unspecified;
+      column.lengths[position] = 0;
+      column.nvm->push_back({.key = column.keys[position],
+                             .hash = hash,
+                             .entry = entry.word(),
+                             .ns = column.ns,
+                             .token = token,
+                             .position = static_cast<std::uint32_t>(position)});
+      break;
+  }
+  if (entry.frequency() < Entry::kMaxFrequency) {
+    tally.touched[tally.touched_count++] = {&slot, entry.word()};
+  }
+  return true;
 }
 
 }  // namespace fc

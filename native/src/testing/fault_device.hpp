@@ -57,8 +57,6 @@ struct FaultRule {
 
   bool concerns(const IoRequest& request) const noexcept;
 
-  Action action = Action::Delay;
-  std::uint8_t kinds = 0;  // bits by IoRequest::Kind; 0: all
   std::uint64_t range_first = 0;
   std::uint64_t range_end = std::numeric_limits<std::uint64_t>::max();
   double share = 1.0;
@@ -68,6 +66,8 @@ struct FaultRule {
   int error = 0;
   std::uint32_t bytes = 0;
   std::uint32_t bits = 0;
+  Action action = Action::Delay;
+  std::uint8_t kinds = 0;  // bits by IoRequest::Kind; 0: all
 };
 
 // What went through so far, faults included.

@@ -1,0 +1,298 @@
+#include "nvm/nvm_tier.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <random>
+#include <stdexcept>
+#include <system_error>
+
+namespace fc::nvm {
+namespace {
+
+std::uint64_t random_id() {
+  std::random_device source;
+  return (std::uint64_t{source()} << 32) | source();
+}
+
+std::vector<LateRule> late_rules(const EngineConfig& config) {
+  std::vector<LateRule> rules;
+  for (const NamespaceConfig& ns : config.namespaces) {
+    rules.push_back(
+        {ns.speculative.enabled, ns.speculative.after_us * 1000, ns.speculative.after_quantile});
+  }
+  return rules;
+}
+
+// What a device's first block says of it. Throws where it belongs to somebody else: a cache file
+// may be started anew, another file may not be written over.
+std::string content_of(const std::byte* block, const Superblock& ours, const std::string& path) {
+  if (std::all_of(block, block + kBlockBytes, [](std::byte b) { return b == std::byte{0}; })) {
+    return "new";
+  }
+  Superblock found{};
+  std::memcpy(&found, block, sizeof(found));
+  // The magic's first byte on disk counts formats that share nothing else.
+  if ((found.magic | 0xff) != (kSuperblockMagic | 0xff)) {
+    throw std::system_error(
+        std::make_error_code(std::errc::file_exists),
+        "nvm device " + path +
+            ": it holds data that is not this cache's, and is left alone; choose another path, or "
+            "remove the file (of a block device: wipe its first 64 KiB)");
+  }
+  if (found.magic != ours.magic || found.version != ours.version) {
+    return "set aside: format version " + std::to_string(found.version) + ", this is version " +
+           std::to_string(ours.version);
+  }
+  if (found.checksum != found.sum()) return "set aside: its superblock is damaged";
+  if (found.region_bytes != ours.region_bytes || found.device_bytes != ours.device_bytes) {
+    return "set aside: made with another size";
+  }
+  if (found.device != ours.device || found.devices != ours.devices) {
+    return "set aside: it was another one of several devices";
+  }
+  return "started anew";
+}
+
+}  // namespace
+
+std::vector<std::shared_ptr<NvmDevice>> open_devices(NvmConfig& config) {
+  std::vector<std::shared_ptr<NvmDevice>> devices;
+  for (NvmDeviceConfig& device : config.devices) {
+    devices.push_back(
+        open_device(device.path, device.bytes, {config.io, config.direct, config.io_threads}));
+    device.bytes = devices.back()->bytes();
+  }
+  return devices;
+}
+
+NvmTier::NvmTier(const EngineConfig& config, const Geometry& geometry,
+                 const std::vector<std::shared_ptr<NvmDevice>>& devices, Index& index,
+                 EpochManager& epochs, const Ticks& ticks)
+    : regions_(devices, geometry.region_bytes, config.nvm.errors_max),
+      ticks_(ticks),
+      set_id_(random_id()),
+      index_slots_(geometry.nvm_slots),
+      log_(config, geometry, regions_, epochs),
+      writer_(log_, regions_, index, ticks,
+              {.set_id = set_id_, .probe_interval_ms = config.nvm.probe_interval_ms}) {
+  format_devices();
+  for (std::size_t d = 0; d < devices.size(); ++d) {
+    queues_.push_back(
+        std::make_unique<ReadQueue>(regions_, d, config.nvm, late_rules(config), reads_));
+  }
+}
+
+NvmTier::~NvmTier() {
+  stop_reads();
+}
+
+void NvmTier::stop_reads() {
+  for (const auto& queue : queues_) queue->stop();
+}
+
+void NvmTier::format_devices() {
+  for (std::size_t d = 0; d < regions_.devices().size(); ++d) {
+    NvmDevice& device = *regions_.devices()[d]->device;
+    const std::unique_ptr<IoQueue> queue = device.make_queue(1);
+    const Superblock ours = writer_.superblock_of(d);
+    const std::unique_ptr<std::byte, decltype(&std::free)> block(
+        static_cast<std::byte*>(std::aligned_alloc(kBlockBytes, kBlockBytes)), &std::free);
+    if (block == nullptr) throw std::bad_alloc();
+    IoRequest request;
+    request.data = block.get();
+    request.bytes = kBlockBytes;
+    const std::int64_t result = run_request(*queue, request);
+    if (result != static_cast<std::int64_t>(kBlockBytes)) {
+      throw std::system_error(result < 0 ? static_cast<int>(-result) : EIO, std::system_category(),
+                              "nvm device " + device.path() + ": its first block cannot be read");
+    }
+    contents_.push_back(content_of(block.get(), ours, device.path()));
+    if (!write_superblock(*queue, ours)) {
+      throw std::system_error(
+          EIO, std::system_category(),
+          "nvm device " + device.path() + ": what is written there does not come back as it was");
+    }
+  }
+}
+
+Demotion NvmTier::demote(const DemotedRecord& record) {
+  return log_.append(record, false, ticks_.now(), monotonic_ns());
+}
+
+LowerTier::Where NvmTier::locate(Entry entry, std::uint16_t incarnation,
+                                 LowerRecord& record) noexcept {
+  const std::uint32_t region = regions_.region_of(entry);
+  Region& row = regions_.at(region);
+  if (row.incarnation.load(std::memory_order_relaxed) != incarnation) return Where::Gone;
+  const std::byte* buffer = row.buffer.load(std::memory_order_acquire);
+  if (buffer != nullptr) {
+    const std::byte* at = buffer + regions_.offset_in_region(entry);
+    RecordHeader header;
+    std::memcpy(&header, at, sizeof(header));
+    const auto* key = reinterpret_cast<const char*>(at) + sizeof(header);
+    record.key = {key, header.key_bytes};
+    record.value = reinterpret_cast<const std::uint8_t*>(key) + header.key_bytes;
+    record.value_bytes = header.value_bytes();
+    record.expiry = header.expiry;
+    return Where::Memory;
+  }
+  if (!regions_.devices()[regions_.device_of(region)]->health.in_service()) {
+    log_.ns(row.ns.load(std::memory_order_relaxed)).lost_out_of_service.add();
+    return Where::Gone;
+  }
+  row.pins.fetch_add(1, std::memory_order_seq_cst);
+  return Where::Device;
+}
+
+void NvmTier::unpin(Entry entry) noexcept {
+  regions_.at(regions_.region_of(entry)).pins.fetch_sub(1, std::memory_order_release);
+}
+
+bool NvmTier::yields(Entry entry, NamespaceIndex ns) const noexcept {
+  const NamespaceIndex owner =
+      regions_.at(regions_.region_of(entry)).ns.load(std::memory_order_relaxed);
+  if (owner == ns || owner == kNoNamespace) return true;
+  const LogNamespace& of = *log_.namespaces()[owner];
+  return of.items.load(std::memory_order_relaxed) > of.item_budget;
+}
+
+std::uint64_t NvmTier::flush(NamespaceIndex ns) {
+  const std::uint64_t items = log_.ns(ns).items.load(std::memory_order_relaxed);
+  log_.flush(ns);
+  return items;
+}
+
+void NvmTier::read(std::vector<NvmCell> cells, const std::shared_ptr<ReadWaiter>& waiter) {
+  if (queues_.size() == 1) {
+    queues_.front()->read(std::move(cells), waiter);
+    return;
+  }
+  std::vector<std::vector<NvmCell>> by_device(queues_.size());
+  for (const NvmCell& cell : cells) {
+    by_device[regions_.device_of(regions_.region_of(Entry(cell.entry)))].push_back(cell);
+  }
+  for (std::size_t d = 0; d < queues_.size(); ++d) {
+    if (!by_device[d].empty()) queues_[d]->read(std::move(by_device[d]), waiter);
+  }
+}
+
+// ---- counters
+// ------------------------------------------------------------------------------------
+
+void NvmTier::visit(CounterVisitor& visitor) const {
+  constexpr const char* kStates[kRegionStates] = {"free", "open", "writing", "sealed", "emptying"};
+  for (std::size_t d = 0; d < regions_.devices().size(); ++d) {
+    const DevicePart& part = *regions_.devices()[d];
+    const NvmDevice& device = *part.device;
+    const Label info[] = {{"device", device.path()},
+                          {"io", device.io()},
+                          {"direct", device.direct() ? "true" : "false"},
+                          {"fallback", device.fallback()},
+                          {"content", contents_[d]}};
+    visitor.gauge("feature_cache_nvm_device_info",
+                  "How a device is used, why not as asked for, what it held at the start; 1.", info,
+                  1);
+    const Label labels[] = {{"device", device.path()}};
+    const auto counter = [&](const char* name, const char* help, const Counter& value) {
+      visitor.counter(name, help, labels, value.get());
+    };
+    visitor.gauge("feature_cache_nvm_device_in_service", "1, or 0 after repeated errors.", labels,
+                  part.health.in_service() ? 1 : 0);
+    visitor.gauge("feature_cache_nvm_device_bytes", "Size of the device.", labels,
+                  static_cast<double>(device.bytes()));
+    const auto states = log_.count_states(d);
+    for (std::size_t s = 0; s < kRegionStates; ++s) {
+      const Label by_state[] = {{"device", device.path()}, {"state", kStates[s]}};
+      visitor.gauge("feature_cache_nvm_device_regions", "Regions, by what they are good for.",
+                    by_state, states[s]);
+    }
+    counter("feature_cache_nvm_device_reads_total", "Reads that ended.", part.health.reads);
+    counter("feature_cache_nvm_device_read_bytes_total", "Bytes read.", part.health.read_bytes);
+    counter("feature_cache_nvm_device_writes_total", "Writes that ended.", part.health.writes);
+    counter("feature_cache_nvm_device_written_bytes_total", "Bytes written.",
+            part.health.written_bytes);
+    counter("feature_cache_nvm_device_read_errors_total", "Reads that failed or were short.",
+            part.health.read_errors);
+    counter("feature_cache_nvm_device_write_errors_total", "Writes that failed or were short.",
+            part.health.write_errors);
+    counter("feature_cache_nvm_device_outages_total", "Times it was taken out of service.",
+            part.health.outages);
+    counter("feature_cache_nvm_device_probes_total", "Times it was tried while out of service.",
+            part.health.probes);
+  }
+  for (const auto& ns : log_.namespaces()) {
+    if (ns->budget_regions == 0) continue;
+    const Label labels[] = {{"namespace", ns->name}};
+    const auto counter = [&](const char* name, const char* help, const Counter& value) {
+      visitor.counter(name, help, labels, value.get());
+    };
+    const auto gauge = [&](const char* name, const char* help, std::uint64_t value) {
+      visitor.gauge(name, help, labels, static_cast<double>(value));
+    };
+    gauge("feature_cache_namespace_nvm_items", "Items on NVM.",
+          ns->items.load(std::memory_order_relaxed));
+    gauge(
+        "feature_cache_namespace_nvm_used_bytes", "Bytes of the regions in use.",
+        std::uint64_t{ns->used_regions.load(std::memory_order_relaxed)} * regions_.region_bytes());
+    gauge("feature_cache_namespace_nvm_budget_bytes", "Byte budget on NVM.",
+          std::uint64_t{ns->budget_regions} * regions_.region_bytes());
+    counter("feature_cache_namespace_nvm_hits_total", "Keys answered from NVM.", ns->hits);
+    counter("feature_cache_namespace_nvm_demoted_total", "Items that left DRAM for NVM.",
+            ns->demoted);
+    counter("feature_cache_namespace_nvm_demoted_bytes_total", "Their keys and values.",
+            ns->demoted_bytes);
+    counter("feature_cache_namespace_nvm_reinserted_total",
+            "Items that were kept when their region was emptied, since they were hit.",
+            ns->reinserted);
+    counter("feature_cache_namespace_nvm_reinserted_bytes_total", "Their keys and values.",
+            ns->reinserted_bytes);
+    counter("feature_cache_namespace_nvm_evicted_total", "Items that went with their region.",
+            ns->evicted);
+    counter("feature_cache_namespace_nvm_promoted_total", "Items that came back to DRAM.",
+            ns->promoted);
+    counter("feature_cache_namespace_nvm_dropped_by_tag_total",
+            "Items dropped unread, since a written key has their tag: mostly that key's own.",
+            ns->dropped_by_tag);
+    for (std::size_t r = 1; r < kRefusals; ++r) {
+      const Label by_reason[] = {{"namespace", ns->name},
+                                 {"reason", refusal_name(static_cast<Refusal>(r))}};
+      visitor.counter("feature_cache_namespace_nvm_not_admitted_total",
+                      "Evicted items that did not enter, by why.", by_reason, ns->refused[r].get());
+    }
+    const auto lost = [&](const char* reason, const Counter& value) {
+      const Label by_reason[] = {{"namespace", ns->name}, {"reason", reason}};
+      visitor.counter("feature_cache_namespace_nvm_lost_reads_total",
+                      "Items that could not be read, by why.", by_reason, value.get());
+    };
+    lost("checksum", ns->lost_damaged);
+    lost("device", ns->lost_device);
+    lost("out_of_service", ns->lost_out_of_service);
+  }
+  visitor.gauge("feature_cache_nvm_region_bytes", "Size of a region.", {}, regions_.region_bytes());
+  visitor.gauge("feature_cache_nvm_memory_bytes", "Write buffers, region table and sketches.", {},
+                static_cast<double>(log_.memory_bytes()));
+  visitor.gauge("feature_cache_nvm_index_slots", "Index slots for items on NVM.", {},
+                static_cast<double>(index_slots_));
+  visitor.gauge("feature_cache_nvm_reads_in_flight", "Reads that the devices work on.", {},
+                static_cast<double>(reads_.in_flight.load(std::memory_order_relaxed)));
+  visitor.gauge("feature_cache_nvm_cells_queued", "Cells that wait for their turn.", {},
+                static_cast<double>(reads_.queued.load(std::memory_order_relaxed)));
+  visitor.counter("feature_cache_nvm_reads_shared_total",
+                  "Cells that waited for a read that another had started.", {},
+                  reads_.shared.get());
+  visitor.counter("feature_cache_nvm_reads_coalesced_total",
+                  "Cells whose read was part of a neighbour's.", {}, reads_.coalesced.get());
+  visitor.counter("feature_cache_nvm_reads_refused_total", "Cells refused because too many waited.",
+                  {}, reads_.refused.get());
+  visitor.counter("feature_cache_nvm_reads_abandoned_total",
+                  "Cells dropped because their request had ended before their turn.", {},
+                  reads_.abandoned.get());
+  visitor.counter("feature_cache_nvm_checksum_errors_total",
+                  "Records that were not what had been written.", {}, reads_.checksum_errors.get());
+  reads_.read_seconds.visit(visitor, "feature_cache_nvm_read_seconds",
+                            "From handing a read to the device to its end.", {});
+  reads_.queue_seconds.visit(visitor, "feature_cache_nvm_queue_seconds",
+                             "From asking for a read to handing it to the device.", {});
+}
+
+}  // namespace fc::nvm

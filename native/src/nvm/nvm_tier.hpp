@@ -1,0 +1,76 @@
+// The NVM tier: a log of regions on files or block devices, below DRAM.
+//
+// Opens the devices' format, owns the log, its writer and a queue of reads for each device. Starts
+// empty: what a device held before is never trusted (a restart that keeps it comes with recovery).
+//
+// Threads: any. The index and the epochs are the DRAM tier's and outlive this.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/ticks.hpp"
+#include "feature_cache/counters.hpp"
+#include "nvm/read_queue.hpp"
+#include "nvm/region_writer.hpp"
+
+namespace fc::nvm {
+
+// Opens all devices of the config, filling in sizes that it leaves to the device. Throws
+// std::system_error.
+std::vector<std::shared_ptr<NvmDevice>> open_devices(NvmConfig& config);
+
+class NvmTier final : public LowerTier {
+ public:
+  // Throws std::invalid_argument for budgets that the devices do not hold, std::system_error for a
+  // device whose content is somebody else's or that fails.
+  NvmTier(const EngineConfig& config, const Geometry& geometry,
+          const std::vector<std::shared_ptr<NvmDevice>>& devices, Index& index,
+          EpochManager& epochs, const Ticks& ticks);
+  ~NvmTier() override;
+
+  // Where a namespace's incarnation is kept; of all, before start().
+  void follow_incarnation(NamespaceIndex ns, const std::atomic<std::uint16_t>& incarnation) {
+    log_.ns(ns).incarnation = &incarnation;
+  }
+  void start() { writer_.start(); }
+  // Ends what waits and waits for what is under way; no read may be asked for from here on but by
+  // those that end.
+  void stop_reads();
+
+  Demotion demote(const DemotedRecord& record) override;
+  void published(const Demotion& demotion, bool indexed) noexcept override {
+    log_.published(demotion, indexed);
+  }
+  void forget(Entry entry) noexcept override { log_.forget(entry); }
+  Where locate(Entry entry, std::uint16_t incarnation, LowerRecord& record) noexcept override;
+  void unpin(Entry entry) noexcept override;
+  bool yields(Entry entry, NamespaceIndex ns) const noexcept override;
+  std::uint64_t flush(NamespaceIndex ns) override;
+  bool uses_incarnation(std::uint16_t incarnation) const noexcept override {
+    return log_.uses_incarnation(incarnation);
+  }
+
+  // Reads pinned cells; their pins are given back as they end.
+  void read(std::vector<NvmCell> cells, const std::shared_ptr<ReadWaiter>& waiter);
+  LogNamespace& ns(NamespaceIndex index) noexcept { return log_.ns(index); }
+  // Nothing waits to be written, emptied or used again; for tests and orderly ends.
+  bool settled() { return writer_.idle() && log_.settled(); }
+  void visit(CounterVisitor& visitor) const;
+
+ private:
+  void format_devices();
+
+  Regions regions_;
+  const Ticks& ticks_;
+  const std::uint64_t set_id_;
+  const std::uint64_t index_slots_;
+  std::vector<std::string> contents_;  // by device: what was found there
+  RegionLog log_;
+  ReadCounters reads_;
+  RegionWriter writer_;
+  std::vector<std::unique_ptr<ReadQueue>> queues_;  // one a device
+};
+
+}  // namespace fc::nvm

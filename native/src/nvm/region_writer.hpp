@@ -1,0 +1,101 @@
+// The log's I/O side: one thread that writes full regions, empties old ones, and sees to devices
+// that are out of service.
+//
+// Emptying. The region's own list says which records it has. Those that the index still points at
+// are dropped, or, when they were hit since they were written, appended again (at most half a
+// region, so that emptying always gains room). Their entries swing from the old place to the new
+// one by a single store. A list that cannot be read costs a walk over the index instead.
+//
+// Races, each forced by a test (tests/nvm_race_test.cpp):
+//   - put or delete against a reinsertion: whoever holds the key's pair of buckets last decides; a
+//     copy whose entry is gone by then is dead from the start.
+//   - put or delete against a demotion: likewise; the region's list leaves out what is not indexed.
+//   - read against emptying: the read's pin keeps the region from being used again.
+//   - read against the hand-over from buffer to device: the buffer goes when no epoch sees it.
+//   - flush against an append: the region is of one incarnation and doomed as a whole.
+//   - promotion against put, delete, reinsertion: the entry must still be the one that was read.
+#pragma once
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "core/ticks.hpp"
+#include "index/index.hpp"
+#include "nvm/region_log.hpp"
+
+namespace fc::nvm {
+
+struct WriterOptions {
+  std::uint64_t set_id = 0;
+  std::uint32_t gap_bytes = 64u << 10;  // records so near are read together when they are kept
+  std::uint64_t probe_interval_ms = 5000;
+};
+
+// Threads: its own does all the work; the others only start and stop it.
+class RegionWriter {
+ public:
+  RegionWriter(RegionLog& log, Regions& regions, Index& index, const Ticks& ticks,
+               const WriterOptions& options);
+  ~RegionWriter();
+  RegionWriter(const RegionWriter&) = delete;
+  RegionWriter& operator=(const RegionWriter&) = delete;
+
+  void start();
+  // What makes a device this tier's.
+  Superblock superblock_of(std::size_t device) const noexcept;
+  bool idle() const noexcept { return idle_.load(std::memory_order_acquire); }
+
+ private:
+  struct Listed {
+    std::uint64_t hash;
+    std::uint32_t offset;  // bytes
+  };
+  struct Kept {
+    std::uint64_t hash;
+    std::uint32_t offset;
+    std::uint32_t bytes_most;
+  };
+
+  void run();
+  void write(WriteJob& job);
+  bool write_to_device(std::uint32_t region, const WriteJob& job);
+  void leave_out_unindexed(WriteJob& job);
+  void drop_unwritten(const WriteJob& job);
+  void empty(std::uint32_t region, bool keep_hits);
+  bool read_list(std::uint32_t region, std::vector<Listed>& list);
+  void drop_listed(std::uint32_t region, const std::vector<Listed>& list, bool keep_hits,
+                   std::vector<Kept>& kept);
+  void keep(std::uint32_t region, const std::vector<Kept>& kept);
+  void keep_record(std::uint32_t region, const Kept& record, bool readable);
+  void walk_index(std::uint32_t region);
+  void see_to_devices();
+  void lose_device(std::size_t device);
+  bool probe(std::size_t device);
+  // Runs the requests, a few at a time; false when one failed. Counts them for the device's health.
+  bool transfer(std::size_t device, std::span<IoRequest> requests, bool counts = true);
+  std::vector<IoRequest> chunks(IoRequest::Kind kind, std::uint64_t device_offset, std::byte* data,
+                                std::size_t bytes) const;
+
+  RegionLog& log_;
+  Regions& regions_;
+  Index& index_;
+  const Ticks& ticks_;
+  const WriterOptions options_;
+  struct Free {
+    void operator()(std::byte* data) const noexcept { std::free(data); }
+  };
+  const std::unique_ptr<std::byte[], Free> scratch_;      // one region
+  const std::unique_ptr<std::byte[], Free> first_block_;  // a region's header, alone in its block
+  std::vector<std::unique_ptr<IoQueue>> queues_;          // one a device
+  std::vector<bool> lost_;                                // by device: its entries are gone
+  std::vector<std::uint64_t> probed_ns_;                  // by device
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> idle_{false};
+  std::thread thread_;  // last: it uses the rest
+};
+
+// Writes the superblock that says whose the device is, and reads it back; false when that failed.
+bool write_superblock(IoQueue& queue, const Superblock& superblock);
+
+}  // namespace fc::nvm
