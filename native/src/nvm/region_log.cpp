@@ -163,7 +163,7 @@ Demotion RegionLog::append(const DemotedRecord& record, bool reinsertion, Tick n
       seal_locked(ns);
     }
     if (!ns.open) {
-      const Refusal opened = open_locked(ns, record.ns, record.incarnation);
+      const Refusal opened = open_locked(ns, record.ns, record.incarnation, reinsertion);
       if (opened != Refusal::None) return refuse(opened);
     }
     region = *ns.open;
@@ -217,13 +217,18 @@ bool RegionLog::has_room_locked(const LogNamespace& ns, std::size_t bytes) const
          regions_.region_bytes();
 }
 
-Refusal RegionLog::open_locked(LogNamespace& ns, NamespaceIndex index, std::uint16_t incarnation) {
-  if (ns.used_regions.load(std::memory_order_relaxed) >= ns.budget_regions) {
+Refusal RegionLog::open_locked(LogNamespace& ns, NamespaceIndex index, std::uint16_t incarnation,
+                               bool reinsertion) {
+  // The last region and the last buffer are for what emptying keeps: demotions that come faster than
+  // the device takes them must not cost the items that were hit.
+  const std::uint32_t kept_back = reinsertion ? 0 : 1;
+  if (ns.used_regions.load(std::memory_order_relaxed) + kept_back >= ns.budget_regions) {
     wake();
     return Refusal::Buffers;
   }
   const std::lock_guard pool(pool_mutex_);
   collect_locked();
+  if (free_buffers_.size() + buffers_most_ - buffers_made_ <= kept_back) return Refusal::Buffers;
   std::byte* buffer = take_buffer_locked();
   if (buffer == nullptr) return Refusal::Buffers;
   const std::optional<std::uint32_t> region = take_region_locked();
@@ -349,10 +354,10 @@ void RegionLog::collect() {
 // ---- for the region writer
 // -----------------------------------------------------------------------
 
-// One clean region ahead, two where the budget has room for it, so that a demotion finds one; and
-// fewer items where the index is filled up by small ones.
+// Some clean regions ahead, so that demotions find one while the device is busy; and fewer items
+// where the index is filled up by small ones.
 bool RegionLog::wants_room(const LogNamespace& ns) const noexcept {
-  const std::uint32_t ahead = ns.budget_regions >= 16 ? 2 : 1;
+  const std::uint32_t ahead = std::clamp<std::uint32_t>(ns.budget_regions / 32, 1, 8) + 1;
   const std::uint32_t used =
       ns.used_regions.load(std::memory_order_relaxed) - ns.leaving.load(std::memory_order_relaxed);
   return used + ahead > ns.budget_regions ||

@@ -140,7 +140,8 @@ class RegionLog {
 
   Refusal judge_locked(LogNamespace& ns, const DemotedRecord& record, std::size_t bytes,
                        bool reinsertion, std::uint64_t now_ns);
-  Refusal open_locked(LogNamespace& ns, NamespaceIndex index, std::uint16_t incarnation);
+  Refusal open_locked(LogNamespace& ns, NamespaceIndex index, std::uint16_t incarnation,
+                      bool reinsertion);
   void seal_locked(LogNamespace& ns);
   bool has_room_locked(const LogNamespace& ns, std::size_t bytes) const noexcept;
   bool wants_room(const LogNamespace& ns) const noexcept;

@@ -274,8 +274,9 @@ void RegionWriter::drop_listed(std::uint32_t region, const std::vector<Listed>& 
     Slot* slot = index_.find_nvm_locked(place, regions_.location(region, list[i].offset));
     if (slot == nullptr) continue;
     const Entry entry(slot->load(std::memory_order_relaxed));
-    const std::size_t bytes =
-        std::min<std::size_t>(entry.nvm_bytes(), regions_.region_bytes() - list[i].offset);
+    const std::size_t end =
+        i + 1 < list.size() ? list[i + 1].offset : regions_.region_bytes();
+    const std::size_t bytes = std::min<std::size_t>(entry.nvm_bytes(), end - list[i].offset);
     if (keep_hits && entry.frequency() > 0 &&
         kept_bytes + bytes <= regions_.region_bytes() / kKeptShare) {
       kept_bytes += bytes;

@@ -1,0 +1,349 @@
+// The engine with an NVM tier on a real file: what leaves DRAM is found there, what was overwritten
+// is not, budgets hold, damage is noticed.
+#include <fstream>
+#include <set>
+
+#include "index/index.hpp"
+#include "nvm/format.hpp"
+#include "nvm_support.hpp"
+
+namespace fc::testing {
+namespace {
+
+class NvmEngine : public ::testing::Test {
+ protected:
+  static constexpr std::size_t kValueBytes = 284;
+
+  static EngineConfig usual_config(const std::string& path) {
+    EngineConfig config = engine_config(
+        24 * kMiB,
+        {with_nvm(name_space("pin", {domain("lasting", 256 * kKiB, PolicyKind::Fifo),
+                                     domain("brief", 128 * kKiB, PolicyKind::Fifo, 60'000)}),
+                  100),
+         with_nvm(name_space("user", {domain("all", 128 * kKiB, PolicyKind::Fifo)}), 20),
+         name_space("dram", {domain("all", 128 * kKiB, PolicyKind::Fifo)})});
+    config.expected_item_bytes = 300;
+    config.nvm = nvm_config(path, 128);
+    return config;
+  }
+  void start(EngineConfig config) {
+    engine_.reset();
+    fault_.reset();
+    fault_ = std::make_shared<FaultDevice>(open_device(
+        config.nvm.devices[0].path, config.nvm.devices[0].bytes,
+        {.io = config.nvm.io, .direct = config.nvm.direct, .io_threads = config.nvm.io_threads}));
+    engine_ = make_engine(config, clock_, false, {fault_});
+    pin_ = engine_->find_namespace("pin");
+    user_ = engine_->find_namespace("user");
+    dram_ = engine_->find_namespace("dram");
+    brief_ = engine_->find_domain(pin_, "brief");
+  }
+  void SetUp() override { start(usual_config(folder_.file("nvm"))); }
+
+  static std::string key(std::size_t i) {
+    std::string text = std::to_string(i);
+    return "key " + std::string(12 - text.size(), '0') + text;
+  }
+  static std::string value(std::size_t i, std::uint64_t version = 1) {
+    return patterned(key(i), version, kValueBytes);
+  }
+  void fill(std::size_t from, std::size_t to, NamespaceIndex ns = kNoNamespace,
+            DomainIndex domain = kNoDomain, std::uint64_t version = 1) {
+    for (std::size_t i = from; i < to; ++i) {
+      ASSERT_EQ(put(*engine_, ns == kNoNamespace ? pin_ : ns, key(i), value(i, version), domain),
+                WriteStatus::Stored);
+      // Not faster than the device takes it: what finds no write buffer is dropped.
+      if (i % 400 == 399) {
+        ASSERT_TRUE(settled());
+      }
+    }
+  }
+  double counter(std::string_view name) { return Counters::of(*engine_).sum(name); }
+  bool settled() {
+    return eventually([&] {
+      const Counters counters = Counters::of(*engine_);
+      double busy = 0;
+      for (const char* state : {"writing", "emptying"}) {
+        busy += counters.at("feature_cache_nvm_device_regions{device=" + fault_->path() +
+                            ",state=" + state + "}");
+      }
+      return busy == 0;
+    });
+  }
+  // Gets all keys in one batch; returns how many are there, each checked.
+  struct Found {
+    std::size_t dram = 0;
+    std::size_t nvm = 0;
+    std::size_t missing = 0;
+    std::size_t hits() const { return dram + nvm; }
+  };
+  Found check(std::size_t from, std::size_t to, NamespaceIndex ns = kNoNamespace,
+              std::uint64_t version = 1) {
+    std::vector<std::string> keys;
+    for (std::size_t i = from; i < to; ++i) keys.push_back(key(i));
+    const std::vector<std::string_view> views(keys.begin(), keys.end());
+    const std::vector<Got> got = get_all(*engine_, ns == kNoNamespace ? pin_ : ns, views);
+    Found found;
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      if (got[i].status == CellStatus::HitDram) ++found.dram;
+      if (got[i].status == CellStatus::HitNvm) ++found.nvm;
+      if (got[i].status == CellStatus::Miss) ++found.missing;
+      if (carries_value(got[i].status)) {
+        EXPECT_TRUE(got[i].value == value(from + i, version)) << keys[i] << " has a wrong value";
+      }
+    }
+    EXPECT_EQ(found.hits() + found.missing, to - from);
+    return found;
+  }
+
+  Folder folder_;
+  ManualClock clock_;
+  std::shared_ptr<FaultDevice> fault_;
+  std::unique_ptr<Engine> engine_;
+  NamespaceIndex pin_ = kNoNamespace;
+  NamespaceIndex user_ = kNoNamespace;
+  NamespaceIndex dram_ = kNoNamespace;
+  DomainIndex brief_ = kNoDomain;
+};
+
+TEST_F(NvmEngine, WhatLeavesDramIsFoundOnNvm) {
+  fill(0, 6000);
+  ASSERT_TRUE(settled());
+  const Found found = check(0, 6000);
+  EXPECT_EQ(found.missing, 0U);
+  EXPECT_GT(found.nvm, 4500U);
+  EXPECT_GT(found.dram, 400U);
+  EXPECT_EQ(counter("feature_cache_namespace_nvm_hits_total"), static_cast<double>(found.nvm));
+  EXPECT_GT(counter("feature_cache_nvm_device_reads_total"), 20);
+}
+
+TEST_F(NvmEngine, NoMissOnTheWayDown) {
+  // Each key is looked at as soon as the next ones push it down, through buffer and device.
+  for (std::size_t i = 0; i < 6000; i += 100) {
+    fill(i, i + 100);
+    ASSERT_EQ(check(0, i + 100).missing, 0U) << i;
+  }
+}
+
+TEST_F(NvmEngine, OverwrittenCopiesNeverShowAgain) {
+  fill(0, 4000);
+  fill(0, 4000, pin_, kNoDomain, 2);
+  fill(10'000, 12'000);  // push the new versions down, too
+  EXPECT_EQ(check(0, 4000, pin_, 2).missing, 0U);
+}
+
+TEST_F(NvmEngine, ErasedKeysAreGoneFromNvm) {
+  fill(0, 4000);
+  for (std::size_t i = 0; i < 4000; i += 2) erase(*engine_, pin_, key(i));
+  for (std::size_t i = 0; i < 4000; ++i) {
+    const Got got = get(*engine_, pin_, key(i));
+    if (i % 2 == 0) {
+      ASSERT_EQ(got.status, CellStatus::Miss) << i;
+      ASSERT_TRUE(engine_->token_alive(pin_, key(i), *got.token));
+    } else {
+      ASSERT_TRUE(carries_value(got.status)) << i;
+    }
+  }
+}
+
+TEST_F(NvmEngine, ARejectedPutTakesTheOlderCopyAlong) {
+  fill(0, 4000);
+  const std::string huge(200 * kKiB, 'x');  // larger than the domain
+  EXPECT_EQ(put(*engine_, pin_, key(3), huge, brief_), WriteStatus::Rejected);
+  EXPECT_EQ(get(*engine_, pin_, key(3)).status, CellStatus::Miss);
+}
+
+TEST_F(NvmEngine, AFlushEmptiesNvmToo) {
+  fill(0, 4000);
+  fill(0, 1000, user_);
+  EXPECT_GT(engine_->flush(pin_), 3900U);
+  EXPECT_EQ(check(0, 4000).missing, 4000U);
+  ASSERT_TRUE(settled());
+  const Counters counters = Counters::of(*engine_);
+  EXPECT_EQ(counters.at("feature_cache_namespace_nvm_items{namespace=pin}"), 0);
+  EXPECT_EQ(counters.at("feature_cache_namespace_nvm_used_bytes{namespace=pin}"), 0);
+  EXPECT_EQ(check(0, 1000, user_).missing, 0U) << "another namespace is not touched";
+  fill(0, 4000, pin_, kNoDomain, 2);
+  EXPECT_EQ(check(0, 4000, pin_, 2).missing, 0U);
+}
+
+TEST_F(NvmEngine, ANamespaceKeepsToItsBudget) {
+  fill(0, 2000, user_);
+  fill(0, 40'000);  // several times what pin may have
+  ASSERT_TRUE(settled());
+  const Counters counters = Counters::of(*engine_);
+  EXPECT_LE(counters.at("feature_cache_namespace_nvm_used_bytes{namespace=pin}"),
+            100.0 * kRegionBytes);
+  EXPECT_EQ(check(0, 2000, user_).missing, 0U) << "pin took from user";
+  const Found found = check(0, 40'000);
+  EXPECT_GT(found.nvm, 16'000U);
+  EXPECT_GT(counters.at("feature_cache_namespace_nvm_evicted_total{namespace=pin}"), 15'000);
+  EXPECT_EQ(std::filesystem::file_size(folder_.file("nvm")), 64 * kKiB + 128 * kRegionBytes);
+}
+
+TEST_F(NvmEngine, ANamespaceWithoutAShareStaysInDram) {
+  fill(0, 3000, dram_);
+  const Found found = check(0, 3000, dram_);
+  EXPECT_EQ(found.nvm, 0U);
+  EXPECT_GT(found.missing, 2000U);
+}
+
+TEST_F(NvmEngine, HitItemsAreReinsertedWhenTheirRegionGoes) {
+  fill(0, 6000);
+  ASSERT_TRUE(settled());
+  for (int i = 0; i < 3; ++i) check(0, 80);
+  fill(10'000, 36'000);
+  ASSERT_TRUE(settled());
+  EXPECT_GT(counter("feature_cache_namespace_nvm_reinserted_total"), 75);
+  EXPECT_EQ(check(0, 80).missing, 0U);
+  EXPECT_GT(check(200, 6000).missing, 5000U) << "what nobody asked for went";
+}
+
+TEST_F(NvmEngine, ExpiredItemsAreNeitherServedNorKept) {
+  fill(0, 3000, pin_, brief_);
+  ASSERT_TRUE(settled());
+  EXPECT_EQ(check(0, 3000).missing, 0U);
+  clock_.advance(61'000);
+  EXPECT_EQ(check(0, 3000).missing, 3000U);
+  EXPECT_TRUE(eventually([&] {
+    const Counters counters = Counters::of(*engine_);
+    return counters.at("feature_cache_namespace_nvm_used_bytes{namespace=pin}") <= kRegionBytes;
+  })) << "their space did not come back";
+}
+
+TEST_F(NvmEngine, ItemsAboutToExpireAreNotWritten) {
+  for (std::size_t i = 0; i < 2000; ++i) put(*engine_, pin_, key(i), value(i), brief_, 1500);
+  EXPECT_EQ(counter("feature_cache_namespace_nvm_demoted_total"), 0);
+  const Counters counters = Counters::of(*engine_);
+  EXPECT_GT(
+      counters.at("feature_cache_namespace_nvm_not_admitted_total{namespace=pin,reason=expiring}"),
+      1000);
+}
+
+TEST_F(NvmEngine, NegativeEntriesStayInDram) {
+  EngineConfig config = usual_config(folder_.file("nvm"));
+  config.namespaces[0].negative_ttl_ms = 60'000;
+  start(config);
+  for (std::size_t i = 0; i < 20'000; ++i) {
+    PutItem item;
+    const std::string name = key(i);
+    item.key = name;
+    item.negative = true;
+    put(*engine_, pin_, item);
+  }
+  EXPECT_EQ(counter("feature_cache_namespace_nvm_demoted_total"), 0);
+}
+
+TEST_F(NvmEngine, PromotesWhatIsHitTwice) {
+  EngineConfig config = usual_config(folder_.file("nvm"));
+  config.namespaces[0].nvm.promotion = PromotionKind::SecondHit;
+  start(config);
+  fill(0, 4000);
+  ASSERT_TRUE(settled());
+  EXPECT_EQ(check(0, 100).nvm, 100U);
+  engine_->maintain();
+  EXPECT_EQ(check(0, 100).nvm, 100U) << "once is not enough";
+  engine_->maintain();
+  EXPECT_EQ(check(0, 100).dram, 100U);
+  EXPECT_EQ(counter("feature_cache_namespace_nvm_promoted_total"), 100);
+  fill(20'000, 22'000);  // down again
+  EXPECT_EQ(check(0, 100).missing, 0U);
+}
+
+TEST_F(NvmEngine, AdmissionByFrequency) {
+  EngineConfig config = usual_config(folder_.file("nvm"));
+  config.namespaces[0].nvm.admission = AdmissionKind::Frequency;
+  config.namespaces[0].domains[0].policy = PolicyKind::Fifo;
+  start(config);
+  fill(0, 600);
+  check(0, 50);
+  fill(1000, 4000);
+  const Found asked = check(0, 50);
+  EXPECT_GE(asked.nvm, 48U);
+  EXPECT_LT(check(50, 600).nvm, 30U) << "asked once: not worth a write";
+}
+
+TEST_F(NvmEngine, AdmissionRejectsFirst) {
+  EngineConfig config = usual_config(folder_.file("nvm"));
+  config.namespaces[0].nvm.admission = AdmissionKind::RejectFirst;
+  start(config);
+  fill(0, 100);
+  fill(1000, 2500);
+  EXPECT_EQ(check(0, 100).missing, 100U);
+  fill(0, 100);
+  fill(3000, 4500);
+  EXPECT_GE(check(0, 100).nvm, 95U);
+}
+
+TEST_F(NvmEngine, AWriteBudgetBoundsWhatIsWritten) {
+  EngineConfig config = usual_config(folder_.file("nvm"));
+  config.nvm.write_bytes_per_second = 100'000;
+  start(config);
+  const auto started = std::chrono::steady_clock::now();
+  fill(0, 20'000);
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  EXPECT_LE(counter("feature_cache_namespace_nvm_demoted_bytes_total"),
+            2.0 * kMiB + 100'000 * (seconds + 0.5));
+  const Counters counters = Counters::of(*engine_);
+  EXPECT_GT(counters.at(
+                "feature_cache_namespace_nvm_not_admitted_total{namespace=pin,reason=write_rate}"),
+            10'000);
+}
+
+TEST_F(NvmEngine, ValuesOfEverySizeGoDownAndComeBack) {
+  EngineConfig config = usual_config(folder_.file("nvm"));
+  config.memory_bytes = 48 * kMiB;
+  config.namespaces[0].domains[0].budget_bytes = 2 * kMiB;
+  start(config);
+  std::map<std::string, std::string> model;
+  for (std::size_t i = 0; i < 400; ++i) {
+    const std::size_t bytes = i % 7 == 0 ? 40'000 + i : (i * 97) % 9000;
+    model[key(i)] = patterned(key(i), 7, bytes);
+    put(*engine_, pin_, key(i), model[key(i)]);
+    if (i % 10 == 9) {
+      ASSERT_TRUE(settled());
+    }
+  }
+  fill(1000, 9000);
+  ASSERT_TRUE(settled());
+  std::size_t nvm = 0;
+  for (const auto& [name, expected] : model) {
+    const Got got = get(*engine_, pin_, name);
+    if (got.status == CellStatus::HitNvm) ++nvm;
+    if (carries_value(got.status)) {
+      ASSERT_TRUE(got.value == expected) << name;
+    }
+  }
+  EXPECT_GT(nvm, 350U);
+}
+
+TEST_F(NvmEngine, NeighboursAreReadTogether) {
+  fill(0, 6000);
+  ASSERT_TRUE(settled());
+  const double before = counter("feature_cache_nvm_device_reads_total");
+  const Found found = check(0, 1000);
+  const double reads = counter("feature_cache_nvm_device_reads_total") - before;
+  EXPECT_EQ(found.nvm, 1000U);
+  EXPECT_LT(reads, 40) << "a thousand neighbours";
+  EXPECT_GT(counter("feature_cache_nvm_reads_coalesced_total"), 900);
+}
+
+TEST_F(NvmEngine, WritesTakeHardlyAnyOtherKeyAlong) {
+  // Every put drops what may be its key's on NVM. Other keys are lost as seldom as tags of 18 bits
+  // promise: at most once in 10,000 writes.
+  EngineConfig config = usual_config(folder_.file("nvm"));
+  config.memory_bytes = 64 * kMiB;
+  config.namespaces[0].nvm.budget_bytes = 1000ull * kRegionBytes;
+  config.nvm = nvm_config(folder_.file("nvm"), 1030);
+  start(config);
+  constexpr std::size_t kItems = 150'000;
+  fill(0, kItems);
+  std::size_t missing = 0;
+  for (std::size_t i = 0; i < kItems; i += 10'000) missing += check(i, i + 10'000).missing;
+  EXPECT_LE(missing, kItems / 10'000);
+  EXPECT_LE(counter("feature_cache_index_below_dropped_total"), kItems / 10'000);
+}
+
+}  // namespace
+}  // namespace fc::testing
