@@ -1,7 +1,10 @@
 #include "nvm/nvm_tier.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <random>
 #include <stdexcept>
 #include <system_error>
@@ -23,22 +26,39 @@ std::vector<LateRule> late_rules(const EngineConfig& config) {
   return rules;
 }
 
-// What a device's first block says of it. Throws where it belongs to somebody else: a cache file
-// may be started anew, another file may not be written over.
+bool is_blank(const std::byte* block) {
+  return std::all_of(block, block + kBlockBytes, [](std::byte b) { return b == std::byte{0}; });
+}
+
+// Throws where a first block belongs to somebody else: a cache file may be started anew, another
+// file may not be written over.
+void refuse_foreign(const std::byte* block, const std::string& path) {
+  std::uint64_t magic = 0;
+  std::memcpy(&magic, block, sizeof(magic));
+  // The magic's first byte on disk counts formats that share nothing else.
+  if (is_blank(block) || (magic | 0xff) == (kSuperblockMagic | 0xff)) return;
+  throw std::system_error(
+      std::make_error_code(std::errc::file_exists),
+      "nvm device " + path +
+          ": it holds data that is not this cache's, and is left alone; choose another path, or "
+          "remove the file (of a block device: wipe its first 64 KiB)");
+}
+
+// Asked before a file is opened as a device, which brings it to its size.
+void refuse_foreign_file(const std::string& path) {
+  std::error_code error;  // what cannot be looked at is for open_device() to explain
+  if (!std::filesystem::is_regular_file(path, error)) return;
+  alignas(std::uint64_t) std::array<std::byte, kBlockBytes> block{};
+  std::ifstream(path, std::ios::binary).read(reinterpret_cast<char*>(block.data()), kBlockBytes);
+  refuse_foreign(block.data(), path);
+}
+
+// What a device's first block says of it. Throws where it belongs to somebody else.
 std::string content_of(const std::byte* block, const Superblock& ours, const std::string& path) {
-  if (std::all_of(block, block + kBlockBytes, [](std::byte b) { return b == std::byte{0}; })) {
-    return "new";
-  }
+  refuse_foreign(block, path);
+  if (is_blank(block)) return "new";
   Superblock found{};
   std::memcpy(&found, block, sizeof(found));
-  // The magic's first byte on disk counts formats that share nothing else.
-  if ((found.magic | 0xff) != (kSuperblockMagic | 0xff)) {
-    throw std::system_error(
-        std::make_error_code(std::errc::file_exists),
-        "nvm device " + path +
-            ": it holds data that is not this cache's, and is left alone; choose another path, or "
-            "remove the file (of a block device: wipe its first 64 KiB)");
-  }
   if (found.magic != ours.magic || found.version != ours.version) {
     return "set aside: format version " + std::to_string(found.version) + ", this is version " +
            std::to_string(ours.version);
@@ -58,6 +78,7 @@ std::string content_of(const std::byte* block, const Superblock& ours, const std
 std::vector<std::shared_ptr<NvmDevice>> open_devices(NvmConfig& config) {
   std::vector<std::shared_ptr<NvmDevice>> devices;
   for (NvmDeviceConfig& device : config.devices) {
+    refuse_foreign_file(device.path);
     devices.push_back(
         open_device(device.path, device.bytes, {config.io, config.direct, config.io_threads}));
     device.bytes = devices.back()->bytes();
