@@ -1,7 +1,7 @@
 """`python -m benchmarks.demo`: a daemon serves ranking requests over MovieLens for about a minute.
 
-Exit codes: 0 all went well; 1 a value differed from the store's, a request or the daemon failed, or
-the hit ratio did not climb; 2 the command line or the config was wrong.
+Exit codes: 0 all went well; 1 a value differed from the store's, a request or the daemon failed,
+the hit ratio did not climb, or nothing came from NVM; 2 the command line or the config was wrong.
 """
 
 import json
@@ -29,7 +29,8 @@ from cache_daemon.client import Client, FeatureCacheError
 from cache_daemon.stores.lmdb import LmdbOptions, LmdbStore
 
 _CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
-_DATA_TO_CACHE = 4.5  # how many times larger than the daemon's memory the data is
+_DATA_TO_DRAM = 4.5  # how many times larger than DRAM, its index and tables the data is
+_DATA_TO_NVM = 2.0  # so that NVM evicts, too
 _SEED = 20_160_101
 _WORKERS = 4
 _POLL_S = 0.25
@@ -72,13 +73,14 @@ def _run(console: Console, folder: Path, config: Path, seconds: float, stride: i
     )
     tables = features.build(data)
     count = features.write_store(tables, data, folder / "features")
-    memory_bytes = int(tables.total_bytes / _DATA_TO_CACHE)
-    settings = derive_config(config, folder, memory_bytes)
+    dram_bytes = int(tables.total_bytes / _DATA_TO_DRAM)
+    nvm_bytes = int(tables.total_bytes / _DATA_TO_NVM)
+    settings = derive_config(config, folder, dram_bytes=dram_bytes, nvm_bytes=nvm_bytes)
     delay = settings["stores"]["features"]["options"].get("simulated_delay", {})
     console.print(
         f"feature store: LMDB, {count:,} values, {tables.total_bytes / (1 << 20):.1f} MiB, "
         f"{delay.get('min', '0')} to {delay.get('max', '0')} away; the cache has "
-        f"{memory_bytes / (1 << 20):.1f} MiB in all",
+        f"{dram_bytes / (1 << 20):.1f} MiB of DRAM and {nvm_bytes / (1 << 20):.1f} MiB of NVM",
         soft_wrap=True,
     )
     for line in routing_rules(settings):
@@ -107,6 +109,8 @@ def _run(console: Console, folder: Path, config: Path, seconds: float, stride: i
     cold, warm = replay.cold_and_warm_hit_ratio()
     if warm < cold + _CLIMB_MIN:
         problems.append(f"the hit ratio did not climb: {cold:.1%} at first, {warm:.1%} at last")
+    if not progress.nvm_hits:
+        problems.append("no value came from NVM (HIT_NVM), although DRAM is far too small")
     return Outcome(
         progress,
         stats,
@@ -115,7 +119,7 @@ def _run(console: Console, folder: Path, config: Path, seconds: float, stride: i
         cold,
         warm,
         tables.total_bytes,
-        memory_bytes,
+        nvm_bytes,
         checked,
         tuple(problems),
     )

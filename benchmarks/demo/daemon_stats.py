@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cache_daemon.cachectl_admin import AdminClient
+from cache_daemon.cachectl_nvm import NvmNamespaceView, NvmView, nvm_view
 
 __all__ = ["DaemonStats", "StatsReader"]
 
@@ -16,6 +17,7 @@ class DaemonStats:
 
     def __init__(self, response: Any) -> None:
         """`response` is a GetStatsResponse of the admin service."""
+        self.nvm: NvmView = nvm_view(response)
         self._namespaces = {namespace.name: namespace for namespace in response.namespaces}
         self._samples: dict[str, float] = {}
         for sample in response.samples:
@@ -46,6 +48,21 @@ class DaemonStats:
         """The `DomainStats` of a namespace, in the order of the config."""
         found = self._namespaces.get(namespace)
         return list(found.domains) if found is not None else []
+
+    @property
+    def dram_budget_bytes(self) -> int:
+        """What all eviction domains may hold together."""
+        domains = (domain for name in self._namespaces for domain in self.domains(name))
+        return sum(int(domain.budget_bytes) for domain in domains)
+
+    def nvm_of(self, namespace: str) -> NvmNamespaceView | None:
+        """What a namespace has on NVM; None where it has none."""
+        return next((found for found in self.nvm.namespaces if found.name == namespace), None)
+
+    @property
+    def nvm_regions(self) -> int:
+        """Regions of all NVM devices."""
+        return sum(sum(device.regions.values()) for device in self.nvm.devices)
 
 
 class StatsReader:

@@ -55,6 +55,9 @@ class _Served:
     def hits(self, namespace: str) -> int:
         return int(self.cells[namespace][_HITS].sum())
 
+    def nvm_hits(self, namespace: str) -> int:
+        return int(self.cells[namespace][Status.HIT_NVM])
+
     def keys(self, namespace: str) -> int:
         return int(self.cells[namespace].sum())
 
@@ -69,7 +72,8 @@ class Progress:
     elapsed_s: float
     position: int  # of the interaction that was sent last
     keys: int
-    hits: int
+    hits: int  # of DRAM and NVM
+    nvm_hits: int
     recent_rate: float  # requests a second
     recent_p50_s: float
     recent_p99_s: float
@@ -80,6 +84,7 @@ class Progress:
     failure_count: int
 
     recent_overall_hit_ratio: float
+    recent_nvm_hit_ratio: float  # the part of it that came from NVM
 
     @property
     def overall_hit_ratio(self) -> float:
@@ -167,6 +172,7 @@ class Replay:
             position=position,
             keys=sum(int(cells.sum()) for cells in totals.values()),
             hits=sum(int(cells[_HITS].sum()) for cells in totals.values()),
+            nvm_hits=sum(int(cells[Status.HIT_NVM]) for cells in totals.values()),
             recent_rate=(len(window) - 1) / span if span else 0.0,
             recent_p50_s=p50,
             recent_p99_s=p99,
@@ -190,6 +196,10 @@ class Replay:
             failure_count=failure_count,
             recent_overall_hit_ratio=_ratio(
                 sum(served.hits(name) for served in window for name in NAMESPACES),
+                sum(served.keys(name) for served in window for name in NAMESPACES),
+            ),
+            recent_nvm_hit_ratio=_ratio(
+                sum(served.nvm_hits(name) for served in window for name in NAMESPACES),
                 sum(served.keys(name) for served in window for name in NAMESPACES),
             ),
         )

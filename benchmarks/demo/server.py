@@ -12,32 +12,47 @@ from typing import Any
 
 import yaml
 
+from cache_daemon.config import ConfigError, parse_config
+from cache_daemon.config_node import node_config
+
 __all__ = ["Addresses", "DaemonError", "DaemonProcess", "derive_config", "routing_rules"]
 
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 20.0
 _POLL_S = 0.02
 _LOG_LINES_SHOWN = 20
+_ROOMY_BYTES = 256 << 20
 
 
 class DaemonError(RuntimeError):
     """The daemon did not start, or did not stop as it should; carries the end of its log."""
 
 
-def derive_config(base: Path, work_dir: Path, memory_bytes: int) -> dict[str, Any]:
-    """The config at `base`, with free ports, the demo's own store and less memory.
+def derive_config(base: Path, work_dir: Path, *, dram_bytes: int, nvm_bytes: int) -> dict[str, Any]:
+    """The config at `base`, with free ports, the demo's own store and NVM file, and other sizes.
 
-    The memory is the one setting that the demo must choose by itself: the data is to be several
-    times larger than the cache. Raises OSError or ValueError when `base` cannot be used.
+    Sizes are what the demo must choose by itself: the data is to be several times larger than DRAM,
+    which has `dram_bytes` with its index and tables; what the NVM tier takes of the memory comes on
+    top. Raises OSError or ValueError when `base` cannot be used.
     """
     config = yaml.safe_load(base.read_text())
     try:
         config["listen"] = {"grpc": ["127.0.0.1:0"], "admin": "127.0.0.1:0", "http": "127.0.0.1:0"}
-        config["memory"]["size"] = memory_bytes
+        config["memory"]["size"] = dram_bytes
         config["stores"]["features"]["options"]["path"] = str(work_dir / "features")
+        config["nvm"]["devices"] = [{"path": str(work_dir / "nvm"), "size": nvm_bytes}]
+        config["memory"]["size"] += _nvm_memory_bytes(config)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{base} is not the demo's config: {error!r} is missing") from error
+    except ConfigError as error:
+        raise ValueError(f"{base} cannot be used: {error}") from error
     return dict(config)
+
+
+def _nvm_memory_bytes(config: dict[str, Any]) -> int:
+    """What the NVM tier of a config takes of the memory, whatever the memory is."""
+    roomy = {**config, "memory": {**config["memory"], "size": _ROOMY_BYTES}}
+    return node_config(parse_config(yaml.safe_dump(roomy))).nvm_memory_bytes()
 
 
 def routing_rules(config: dict[str, Any]) -> list[str]:

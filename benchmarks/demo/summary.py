@@ -22,7 +22,7 @@ class Outcome:
     cold_hit_ratio: float
     warm_hit_ratio: float
     data_bytes: int
-    memory_bytes: int
+    nvm_bytes: int
     checked_values: int
     problems: tuple[str, ...]
 
@@ -47,6 +47,7 @@ def as_dict(outcome: Outcome) -> Mapping[str, object]:
             for name in NAMESPACES
             for domain in stats.domains(name)
         },
+        "nvm_hits": progress.nvm_hits,
         "evictions": sum(domain.evictions for name in NAMESPACES for domain in stats.domains(name)),
         "store_calls": stats.store_calls,
         "store_keys": stats.store_keys,
@@ -54,7 +55,12 @@ def as_dict(outcome: Outcome) -> Mapping[str, object]:
         "store_calls_without_cache": progress.requests,
         "checked_values": outcome.checked_values,
         "data_bytes": outcome.data_bytes,
-        "cache_memory_bytes": outcome.memory_bytes,
+        "dram_budget_bytes": stats.dram_budget_bytes,
+        "nvm_bytes": outcome.nvm_bytes,
+        "nvm_regions": stats.nvm_regions,
+        "nvm_region_bytes": stats.nvm.region_bytes,
+        "nvm_written_bytes": sum(device.written_bytes for device in stats.nvm.devices),
+        "speculative_lookups": sum(s.speculative.launched for s in stats.nvm.namespaces),
         "failures": progress.failure_count,
         "problems": list(outcome.problems),
     }
@@ -77,11 +83,16 @@ def summary_table(outcome: Outcome) -> Table:
                 f"{domain.name} {domain.hits / max(1, stats.hits(name)):.0%} of hits"
                 for domain in stats.domains(name)
             )
+            + _nvm_share(stats, name)
             for name, ratio in progress.hit_ratio.items()
         },
         "store keys": f"{stats.store_keys:,} read, {stats.reads_saved(progress.keys):,} saved",
         "store calls": f"{stats.store_calls:,} (without a cache {progress.requests:,} at least)",
-        "memory": f"{outcome.memory_bytes / (1 << 20):.1f} MiB of cache for "
+        "from NVM": f"{progress.nvm_hits:,} hits; "
+        f"{sum(d.written_bytes for d in stats.nvm.devices) / (1 << 20):.1f} MiB written, "
+        f"{sum(s.speculative.launched for s in stats.nvm.namespaces):,} speculative lookups",
+        "memory": f"{stats.dram_budget_bytes / (1 << 20):.1f} MiB of DRAM and "
+        f"{outcome.nvm_bytes / (1 << 20):.1f} MiB of NVM ({stats.nvm_regions} regions) for "
         f"{outcome.data_bytes / (1 << 20):.1f} MiB of features",
         "values checked": f"{outcome.checked_values:,}",
         "failures": str(max(progress.failure_count, len(outcome.problems))),
@@ -89,3 +100,8 @@ def summary_table(outcome: Outcome) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _nvm_share(stats: DaemonStats, name: str) -> str:
+    nvm = stats.nvm_of(name)
+    return "" if nvm is None else f", NVM {nvm.hits / max(1, stats.hits(name)):.0%}"

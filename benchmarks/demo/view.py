@@ -88,7 +88,8 @@ class View:
             f"{self._share_done(progress):4.0%} {self._date(progress)} "
             f"{progress.requests:,} requests, {progress.recent_rate:,.0f}/s, "
             f"p50 {progress.recent_p50_s * 1e3:.2f} ms, p99 {progress.recent_p99_s * 1e3:.2f} ms; "
-            f"hit ratio {ratios}; store reads saved {stats.reads_saved(progress.keys):,} keys"
+            f"hit ratio {ratios}, from NVM {progress.recent_nvm_hit_ratio:.1%}; "
+            f"store reads saved {stats.reads_saved(progress.keys):,} keys"
         )
 
     def _frame(self, progress: Progress, stats: DaemonStats) -> RenderableType:
@@ -117,7 +118,10 @@ class View:
             )
         )
         levels = [_LEVELS[min(7, int(8 * ratio))] for ratio in self._history]
-        climb = Text.from_markup(f"hit ratio over time  [bold]{''.join(levels)}[/]")
+        climb = Text.from_markup(
+            f"hit ratio over time  [bold]{''.join(levels)}[/]  "
+            f"[bold]{progress.recent_nvm_hit_ratio:.1%}[/] of keys from NVM"
+        )
         parts: list[RenderableType] = [
             head,
             figures,
@@ -145,6 +149,15 @@ class View:
                     f"{domain.items:,}",
                     f"{used:.1f}/{budget:.1f} MiB",
                     f"{domain.evictions:,}",
+                )
+            if (nvm := stats.nvm_of(name)) is not None:
+                used, budget = (size / (1 << 20) for size in (nvm.used_bytes, nvm.budget_bytes))
+                table.add_row(
+                    *("  (NVM)", "", ""),
+                    f"{_per(nvm.hits, stats.hits(name)):.0%}",
+                    f"{nvm.items:,}",
+                    f"{used:.1f}/{budget:.1f} MiB",
+                    f"{nvm.evicted:,}",
                 )
         return table
 

@@ -51,9 +51,17 @@ def test_the_hit_ratio_climbs_over_real_requests(report: dict[str, Any]) -> None
     assert set(report["namespace_hit_ratio"]) == set(NAMESPACES)
 
 
-def test_the_data_is_four_times_the_cache_and_eviction_ran(report: dict[str, Any]) -> None:
-    assert report["data_bytes"] >= 4 * report["cache_memory_bytes"]
+def test_the_data_is_four_times_the_dram_and_eviction_ran(report: dict[str, Any]) -> None:
+    assert report["data_bytes"] >= 4 * report["dram_budget_bytes"]
+    assert report["data_bytes"] > 1.5 * report["nvm_bytes"]
     assert report["evictions"] > 0
+
+
+def test_what_dram_evicted_came_back_from_nvm(report: dict[str, Any]) -> None:
+    assert report["nvm_hits"] > 0.01 * report["keys"]
+    assert report["data_bytes"] >= 20 * report["nvm_region_bytes"]
+    assert report["nvm_regions"] >= 20
+    assert report["nvm_written_bytes"] > 0
 
 
 def test_the_store_is_asked_for_what_missed_and_nothing_else(report: dict[str, Any]) -> None:
@@ -95,7 +103,12 @@ def test_a_value_that_differs_from_the_stores_is_a_failure(tmp_path: Path) -> No
     features.write_store(
         dataclasses.replace(tables, item_stats=changed), data, tmp_path / "features"
     )
-    config = derive_config(_CONFIG, tmp_path, tables.total_bytes // 4)
+    config = derive_config(
+        _CONFIG,
+        tmp_path,
+        dram_bytes=tables.total_bytes // 4,
+        nvm_bytes=tables.total_bytes // 2,
+    )
     requests = itertools.islice(ranking_requests(data, seed=1), 40)
     with DaemonProcess(config, tmp_path) as daemon:
         replay = Replay(
@@ -119,6 +132,7 @@ def test_a_value_that_differs_from_the_stores_is_a_failure(tmp_path: Path) -> No
 
 
 def test_a_daemon_that_cannot_start_is_reported_with_its_log(tmp_path: Path) -> None:
-    config = derive_config(_CONFIG, tmp_path, 8 << 20)  # a store that nobody has written
+    config = derive_config(_CONFIG, tmp_path, dram_bytes=8 << 20, nvm_bytes=8 << 20)
+    # The store has been written by nobody.
     with pytest.raises(DaemonError, match="no LMDB environment"):
         DaemonProcess(config, tmp_path)

@@ -1,7 +1,8 @@
 """Every query of the dashboard and of the rules, asked of a real Prometheus that scrapes a daemon.
 
-The daemon serves real traffic from an LMDB store meanwhile: hits, misses, not-founds, evictions,
-expirations. A query that finds nothing would be an empty panel, or an alert that never fires.
+The daemon serves real traffic from an LMDB store and an NVM file meanwhile: hits of both tiers,
+misses, not-founds, evictions, expirations. A query that finds nothing would be an empty panel, or
+an alert that never fires.
 """
 
 import json
@@ -56,16 +57,24 @@ def daemon_config(store: Path) -> dict[str, Any]:
     long_lasting = {"budget": "40%"}
     ephemeral = {"budget": "20%", "ttl": "1s", "policy": "lru"}
     return {
-        "memory": {"size": "8MiB", "expected_item_size": 400},
+        "memory": {"size": "12MiB", "expected_item_size": 400},
+        "nvm": {
+            "devices": [{"path": str(store.with_name("nvm")), "size": "6MiB"}],
+            "region_size": "64KiB",
+            "read_memory": "4MiB",
+        },
         "namespaces": {
             "pin_text": {
                 "store": "features",
+                "nvm": {"budget": "60%"},
+                "speculative": {"after": "p99", "budget": "5%"},
                 "default_domain": "long_lasting",
                 "negative_ttl": "30s",
                 "domains": {"long_lasting": long_lasting, "ephemeral": ephemeral},
             },
             "user": {
                 "store": "features",
+                "nvm": {"budget": "40%"},
                 "negative_ttl": "30s",
                 "domains": {"real_time": {"budget": "20%", "ttl": "2s"}},
             },
@@ -176,6 +185,11 @@ def test_panel_shows_something(watched: Watched, title: str, expression: str) ->
         ("sum(rate(feature_cache_domain_evictions_total[3s])) > 0", 0, math.inf),
         ('feature_cache_store_breaker_state{state="closed"}', 1, 1),
         ("sum by (namespace) (namespace_status:feature_cache_cells:share5m)", 0.999, 1.001),
+        ("sum(feature_cache_namespace_nvm_hits_total) > 0", 1, math.inf),
+        ("feature_cache_nvm_device_in_service", 1, 1),
+        ("feature_cache_nvm_checksum_errors_total", 0, 0),
+        ("sum(feature_cache_nvm_device_regions)", 95, 95),
+        ("sum(feature_cache_namespace_nvm_budget_bytes)", 5 << 20, 6 << 20),
         ("feature_cache_scrape_conflicts", 0, 0),
         ("feature_cache_scrape_errors_total", 0, 0),
     ],
@@ -222,7 +236,15 @@ def test_rules_are_evaluated_on_metrics_that_exist(watched: Watched) -> None:
     statuses = {
         labels["status"] for labels, _ in watched.prometheus.query("feature_cache_cells_total")
     }
-    assert {"HIT_DRAM", "FETCHED", "NOT_FOUND", "TIMED_OUT", "THROTTLED", "ERROR"} <= statuses
+    assert {
+        "HIT_DRAM",
+        "HIT_NVM",
+        "FETCHED",
+        "NOT_FOUND",
+        "TIMED_OUT",
+        "THROTTLED",
+        "ERROR",
+    } <= statuses
     outcomes = watched.prometheus.query("feature_cache_store_calls_total")
     assert "ok" in {labels["outcome"] for labels, _ in outcomes}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks.demo import dataset, features
 from benchmarks.demo.candidates import CANDIDATES_MAX, CANDIDATES_MIN, ranking_requests
@@ -13,6 +14,8 @@ from benchmarks.demo.dataset import Dataset
 from benchmarks.demo.features import FeatureTables
 from benchmarks.demo.server import derive_config, routing_rules
 from cache_daemon.config import parse_config
+from cache_daemon.config_node import budgets, node_config
+from cache_daemon.config_nvm import nvm_plan
 from cache_daemon.stores.lmdb import LmdbOptions, LmdbStore
 
 _CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
@@ -148,15 +151,21 @@ def test_popular_films_are_asked_for_far_more_often_than_others(data: Dataset) -
     assert np.count_nonzero(ranked) > 5000, "the tail of the catalogue is asked for, too"
 
 
-def test_the_derived_config_is_valid_and_four_times_smaller_than_the_data(
+def test_the_derived_config_is_valid_and_its_dram_a_quarter_of_the_data(
     tables: FeatureTables, tmp_path: Path
 ) -> None:
-    import yaml
-
-    memory_bytes = tables.total_bytes // 4
-    derived = derive_config(_CONFIG, tmp_path, memory_bytes)
+    dram_bytes, nvm_bytes = tables.total_bytes // 4, tables.total_bytes // 2
+    derived = derive_config(_CONFIG, tmp_path, dram_bytes=dram_bytes, nvm_bytes=nvm_bytes)
     config = parse_config(yaml.safe_dump(derived))
-    assert config.memory.size == memory_bytes
+    native = node_config(config)
+    assert config.memory.size == dram_bytes + native.nvm_memory_bytes()
+    assert sum(budgets(config).values()) <= tables.total_bytes // 4
+    plan = nvm_plan(config)
+    assert plan is not None
+    assert plan.devices == ((str(tmp_path / "nvm"), nvm_bytes),)
+    assert tables.total_bytes >= 20 * plan.region_bytes
+    assert all(space.nvm for space in config.namespaces.values())
+    assert max(map(len, tables.user_sequence)) < plan.region_bytes - 4096, "every value fits"
     assert config.topology == "colocated"
     assert set(config.namespaces) == {"item_embedding", "item_stats", "user_sequence"}
     assert str(tmp_path) in str(config.stores["features"].options["path"])
@@ -170,4 +179,4 @@ def test_the_derived_config_is_valid_and_four_times_smaller_than_the_data(
 def test_a_config_that_is_not_the_demos_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("memory: {size: 1MiB}\n")
     with pytest.raises(ValueError, match="stores"):
-        derive_config(tmp_path / "other.yaml", tmp_path, 1 << 20)
+        derive_config(tmp_path / "other.yaml", tmp_path, dram_bytes=1 << 20, nvm_bytes=1 << 20)
