@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -252,6 +253,46 @@ def test_several_devices_share_the_regions(
     for path in paths:
         assert metric(daemon, "nvm_device_reads_total", path) > 0
         assert metric(daemon, "nvm_device_written_bytes_total", path) > 0
+    stop(daemon)
+
+
+def test_late_reads_ask_the_store_and_any_answer_is_right(
+    nvm_config: dict[str, Any], start: Start
+) -> None:
+    # Every read is late after a microsecond, so that the store is asked beside the device.
+    nvm_config["namespaces"]["pin"]["speculative"] = {"after": "1us", "budget": "100%"}
+    daemon = start(nvm_config)
+    with daemon.client() as client:
+        fill(client, daemon)
+
+        def launched() -> bool:
+            read_all(client)  # and looks at each value
+            return metric(daemon, "speculative_launched_total", "pin") > 0
+
+        wait_until(launched, 30, "speculative lookups")
+    text = cachectl(daemon, "nvm")
+    assert "speculative lookups" in text
+    (namespace,) = json.loads(cachectl(daemon, "nvm", "--json"))["namespaces"]
+    lookups = namespace["speculative"]
+    assert lookups["won_by_store"] + lookups["won_by_nvm"] <= lookups["launched"]
+    stop(daemon)
+
+
+def test_a_write_rate_holds_and_is_told(
+    nvm_config: dict[str, Any], nvm: Path, start: Start
+) -> None:
+    nvm_config["nvm"]["write_rate"] = "64KiB"  # a region a second
+    daemon = start(nvm_config)
+    began = time.monotonic()
+    with daemon.client() as client:
+        for _ in range(20):
+            read_all(client)
+    (namespace,) = json.loads(cachectl(daemon, "nvm", "--json"))["namespaces"]
+    assert namespace["not_admitted"]["write_rate"] > len(BIG)
+    written = metric(daemon, "nvm_device_written_bytes_total", str(nvm))
+    # What may be saved up, and what was open at the start, come on top.
+    assert written < (time.monotonic() - began + 20) * 64 * KIB
+    assert "write_rate" in cachectl(daemon, "nvm")
     stop(daemon)
 
 
