@@ -60,7 +60,7 @@ TEST_P(DeviceContract, ReadsBackWhatWasWritten) {
   const auto queue = device->make_queue(32);
   std::mt19937_64 random(seed_of(11));
   std::map<std::uint64_t, AlignedBytes> model;
-  for (std::size_t round = 0; round < scaled(40); ++round) {
+  for (std::size_t round = 0; round < scaled(20); ++round) {
     std::vector<IoRequest> writes;
     std::set<std::uint64_t> chosen;  // no two requests of a batch touch one block
     while (chosen.size() < 16) chosen.insert(random() % kDeviceBlocks);
@@ -174,7 +174,7 @@ TEST_P(DeviceContract, WakeEndsOneWait) {
 TEST_P(DeviceContract, LosesNoWake) {
   const auto device = open();
   const auto queue = device->make_queue(4);
-  const std::uint64_t wakes = scaled(2000);
+  const std::uint64_t wakes = scaled(1000);
   std::atomic<std::uint64_t> wanted{0};
   std::atomic<std::uint64_t> seen{0};
   std::vector<std::thread> producers;

@@ -161,7 +161,8 @@ void UringQueue::sleep(std::uint64_t timeout_ns) {
     timeout.tv_nsec = static_cast<std::int64_t>(timeout_ns % 1'000'000'000);
     outcome = io_uring_wait_cqes(&ring_, &entry, 1, &timeout, nullptr);
   }
-  FC_CHECK(outcome == 0 || outcome == -ETIME || outcome == -EINTR || outcome == -EAGAIN ||
+  // Above zero on kernels before 5.11: the timeout was a request.
+  FC_CHECK(outcome >= 0 || outcome == -ETIME || outcome == -EINTR || outcome == -EAGAIN ||
            outcome == -EBUSY || outcome == -ENOMEM);
 }
 
