@@ -27,6 +27,11 @@ namespace {
 constexpr std::uint64_t kStatBlockBytes = 512;  // the unit of st_blocks, whatever the file system's
 // How often a file that vanishes between its opening and its locking is opened anew.
 constexpr int kOpenTriesMax = 3;
+// How long a lock is waited for. When a process is killed, the kernel keeps its file open, and so
+// its lock, until its requests to the device have ended: whoever starts in its place must bear
+// that.
+constexpr std::uint64_t kLockPatienceUs = 1'000'000;
+constexpr useconds_t kLockRetryUs = 5000;
 // Of the ring that io_uring is tried out with: as large as the default queue's.
 constexpr std::uint32_t kProbeDepth = 128;
 // Rings beyond this the kernel refuses.
@@ -112,8 +117,7 @@ bool DeviceFile::open_and_lock() {
   }
   open_path(there && S_ISBLK(named.st_mode));
   struct stat opened {};
-  if (flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
-    const int error = errno;
+  if (const int error = lock(); error != 0) {
     close();
     if (error == EWOULDBLOCK) {
       fail(EBUSY, "it is in use by another process; give each daemon a path of its own");
@@ -127,6 +131,15 @@ bool DeviceFile::open_and_lock() {
     return false;
   }
   return true;
+}
+
+// 0, or why not.
+int DeviceFile::lock() const noexcept {
+  for (std::uint64_t waited_us = 0;; waited_us += kLockRetryUs) {
+    if (flock(descriptor_, LOCK_EX | LOCK_NB) == 0) return 0;
+    if (errno != EWOULDBLOCK || waited_us >= kLockPatienceUs) return errno;
+    usleep(kLockRetryUs);
+  }
 }
 
 void DeviceFile::open_path(bool block_device) {

@@ -27,6 +27,7 @@ class DeviceFile {
 
  private:
   bool open_and_lock();
+  int lock() const noexcept;
   void open_path(bool block_device);
   void prepare(std::uint64_t bytes, bool direct);
   void take_block_device(std::uint64_t bytes);
