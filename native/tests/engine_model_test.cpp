@@ -5,8 +5,7 @@
 #include <cmath>
 #include <unordered_map>
 
-#include "support.hpp"
-#include "testing/manual_clock.hpp"
+#include "nvm_support.hpp"
 
 namespace fc::testing {
 namespace {
@@ -23,6 +22,7 @@ struct ModelCase {
   std::size_t operations;
   bool evicts;
   double jitter;
+  std::uint32_t nvm_regions = 0;  // of each namespace
 };
 
 struct Stored {
@@ -48,20 +48,28 @@ class EngineModel : public ::testing::TestWithParam<ModelCase> {
     const ModelCase& with = GetParam();
     random_.seed(seed_of(with.name.size() * 1000 + with.keys));
     std::vector<NamespaceConfig> namespaces;
-    for (const char* ns : {"pin", "user"}) {
-      NamespaceConfig config = name_space(
-          ns, {domain("lasting", with.budget_bytes, with.policy),
-               domain("brief", with.budget_bytes, with.policy, 5'000, with.jitter),
-               domain("asked", with.budget_bytes, PolicyKind::S3Fifo, 20'000, with.jitter)});
-      config.rules = {{"brief", "key 1", 0}, {"asked", "key 2", 2}};
-      config.negative_ttl_ms = kNegativeTtlMs;
-      namespaces.push_back(config);
+    for (const char* name : {"pin", "user"}) {
+      NamespaceConfig ns = name_space(
+          name, {domain("lasting", with.budget_bytes, with.policy),
+                 domain("brief", with.budget_bytes, with.policy, 5'000, with.jitter),
+                 domain("asked", with.budget_bytes, PolicyKind::S3Fifo, 20'000, with.jitter)});
+      ns.rules = {{"brief", "key 1", 0}, {"asked", "key 2", 2}};
+      ns.negative_ttl_ms = kNegativeTtlMs;
+      if (with.nvm_regions != 0) {
+        ns = with_nvm(ns, with.nvm_regions, PromotionKind::SecondHit);
+      }
+      namespaces.push_back(ns);
     }
-    engine_ = make_engine(engine_config(with.memory_bytes, namespaces), clock_, false);
+    EngineConfig config = engine_config(with.memory_bytes, namespaces);
+    if (with.nvm_regions != 0) {
+      config.nvm = nvm_config(folder_.file("nvm"), kNamespaces * with.nvm_regions);
+      config.nvm.write_buffers = 64;
+    }
+    engine_ = make_engine(config, clock_, false);
     for (std::size_t n = 0; n < kNamespaces; ++n) {
       ns_[n] = engine_->find_namespace(namespaces[n].name);
-      for (const DomainConfig& config : namespaces[n].domains) {
-        domains_[n].push_back(engine_->find_domain(ns_[n], config.name));
+      for (const DomainConfig& of : namespaces[n].domains) {
+        domains_[n].push_back(engine_->find_domain(ns_[n], of.name));
       }
     }
   }
@@ -180,7 +188,8 @@ class EngineModel : public ::testing::TestWithParam<ModelCase> {
     if (stored.negative) {
       ASSERT_EQ(got.status, CellStatus::NotFound);
     } else {
-      ASSERT_EQ(got.status, CellStatus::HitDram);
+      ASSERT_TRUE(carries_value(got.status));
+      if (got.status == CellStatus::HitNvm) ++nvm_hits_;
       ASSERT_TRUE(got.value == stored.value) << key << " has another value than the latest";
     }
   }
@@ -223,7 +232,11 @@ class EngineModel : public ::testing::TestWithParam<ModelCase> {
   }
   void do_flush() {
     const std::size_t n = pick(kNamespaces);
-    ASSERT_LE(engine_->flush(ns_[n]), model_[n].size());
+    // An item that has died on its way between the tiers may be counted in both for a moment.
+    const std::uint64_t dropped = engine_->flush(ns_[n]);
+    if (GetParam().nvm_regions == 0) {
+      ASSERT_LE(dropped, model_[n].size());
+    }
     void_tokens(n, {}, true);
     model_[n].clear();
   }
@@ -250,6 +263,7 @@ class EngineModel : public ::testing::TestWithParam<ModelCase> {
     }
   }
 
+  Folder folder_;
   std::mt19937_64 random_;
   ManualClock clock_;
   std::unique_ptr<Engine> engine_;
@@ -259,6 +273,7 @@ class EngineModel : public ::testing::TestWithParam<ModelCase> {
   std::vector<HeldToken> tokens_;
   std::uint64_t version_ = 0;
   std::uint64_t hits_ = 0;
+  std::uint64_t nvm_hits_ = 0;
   std::uint64_t misses_ = 0;
   std::uint64_t installed_ = 0;
   std::uint64_t needlessly_void_ = 0;
@@ -289,6 +304,9 @@ TEST_P(EngineModel, AnswersAsAMapWould) {
     if (i % 64 == 0) check_budgets();
   }
   EXPECT_GT(hits_, operations());
+  if (GetParam().nvm_regions != 0) {
+    EXPECT_GT(nvm_hits_, operations() / 4);
+  }
   EXPECT_GT(misses_, operations() / 10);
   EXPECT_GT(installed_, operations() / 50);
   EXPECT_LT(needlessly_void_, installed_ / 10 + 5);
@@ -305,26 +323,32 @@ TEST_P(EngineModel, CountsComeBackToNothing) {
   EXPECT_EQ(counters.sum("feature_cache_domain_live_bytes"), 0);
   EXPECT_EQ(counters.sum("feature_cache_domain_payload_bytes"), 0);
   EXPECT_EQ(counters.sum("feature_cache_domain_used_bytes"), 0);
+  if (GetParam().nvm_regions == 0) return;
+  EXPECT_TRUE(eventually(
+      [&] { return Counters::of(*engine_).sum("feature_cache_namespace_nvm_used_bytes") == 0; }));
+  EXPECT_EQ(Counters::of(*engine_).sum("feature_cache_namespace_nvm_items"), 0);
 }
 
 constexpr std::uint64_t kTiny = 160 * kKiB;
 
-INSTANTIATE_TEST_SUITE_P(Cases, EngineModel,
-                         ::testing::Values(ModelCase{"S3FifoTiny", PolicyKind::S3Fifo, 4 * kMiB,
-                                                     kTiny, 700, 3 * 16384, 4000, true, 0.1},
-                                           ModelCase{"LruTiny", PolicyKind::Lru, 4 * kMiB, kTiny,
-                                                     700, 3 * 16384, 4000, true, 0.0},
-                                           ModelCase{"FifoTiny", PolicyKind::Fifo, 4 * kMiB, kTiny,
-                                                     700, 3 * 16384, 4000, true, 0.1},
-                                           ModelCase{"TinyLfuTiny", PolicyKind::TinyLfu, 4 * kMiB,
-                                                     kTiny, 700, 3 * 16384, 4000, true, 0.1},
-                                           ModelCase{"SmallValues", PolicyKind::S3Fifo, 4 * kMiB,
-                                                     kTiny, 40'000, 8, 4000, true, 0.1},
-                                           ModelCase{"LargeValues", PolicyKind::S3Fifo, 24 * kMiB,
-                                                     3 * kMiB, 200, kMiB, 300, true, 0.1},
-                                           ModelCase{"NeverEvicts", PolicyKind::S3Fifo, 180 * kMiB,
-                                                     20 * kMiB, 2000, 20'000, 4000, false, 0.1}),
-                         [](const auto& tested) { return tested.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Cases, EngineModel,
+    ::testing::Values(
+        ModelCase{"S3FifoTiny", PolicyKind::S3Fifo, 4 * kMiB, kTiny, 700, 3 * 16384, 4000, true,
+                  0.1},
+        ModelCase{"LruTiny", PolicyKind::Lru, 4 * kMiB, kTiny, 700, 3 * 16384, 4000, true, 0.0},
+        ModelCase{"FifoTiny", PolicyKind::Fifo, 4 * kMiB, kTiny, 700, 3 * 16384, 4000, true, 0.1},
+        ModelCase{"TinyLfuTiny", PolicyKind::TinyLfu, 4 * kMiB, kTiny, 700, 3 * 16384, 4000, true,
+                  0.1},
+        ModelCase{"SmallValues", PolicyKind::S3Fifo, 4 * kMiB, kTiny, 40'000, 8, 4000, true, 0.1},
+        ModelCase{"LargeValues", PolicyKind::S3Fifo, 24 * kMiB, 3 * kMiB, 200, kMiB, 300, true,
+                  0.1},
+        ModelCase{"NvmTiny", PolicyKind::S3Fifo, 24 * kMiB, kTiny, 3000, 3 * 16384, 4000, true, 0.1,
+                  12},
+        ModelCase{"NvmLarge", PolicyKind::Lru, 24 * kMiB, kTiny, 3000, 16384, 4000, true, 0.1, 200},
+        ModelCase{"NeverEvicts", PolicyKind::S3Fifo, 180 * kMiB, 20 * kMiB, 2000, 20'000, 4000,
+                  false, 0.1}),
+    [](const auto& tested) { return tested.param.name; });
 
 }  // namespace
 }  // namespace fc::testing
