@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks._harness import Bench, Figure, Settings, discover
+from benchmarks._harness import Bench, Figure, Settings, discover, goal
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -16,12 +16,11 @@ _SHOWN_FIELDS = 8  # extra fields of one figure that the table shows; JSON has a
 
 @app.command("list")
 def list_benchmarks() -> None:
-    """Lists every benchmark, its metrics and the ratios they must reach."""
+    """Lists every benchmark, its metrics and what they must reach."""
     table = Table("bench", "metric", "bar", "what")
     for bench in discover().values():
         for metric in bench.metrics:
-            bar = "" if metric.bar is None else f"{metric.bar:g}x"
-            table.add_row(bench.name, metric.name, bar, metric.what)
+            table.add_row(bench.name, metric.name, metric.goal, metric.what)
     Console().print(table)
 
 
@@ -29,7 +28,7 @@ def list_benchmarks() -> None:
 def run_benchmark(
     name: Annotated[str, typer.Argument(help="a benchmark, or `all`")],
     metric: Annotated[list[str] | None, typer.Option(help="only this metric; repeatable")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="within 45 s on warm caches")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="within a minute on warm caches")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
     """Runs a benchmark with its peers in the same run and prints each figure as it is ready."""
@@ -64,15 +63,15 @@ def _table(figures: list[Figure]) -> Table:
     table = Table("metric", "value", "peer", "peer value", "ratio", "bar", "more")
     for figure in figures:
         ratio = figure.ratio
-        missed = ratio is not None and figure.bar is not None and ratio < figure.bar
+        colour = "red" if figure.missed else "green"
         more = [f"{key}={_short(value)}" for key, value in figure.extra.items()][:_SHOWN_FIELDS]
         table.add_row(
             f"{figure.bench} {figure.metric}",
-            f"{_short(figure.value)} {figure.unit}",
+            f"[{colour}]{_short(figure.value)} {figure.unit}[/]",
             figure.peer or "",
             "" if figure.peer_value is None else f"{_short(figure.peer_value)} {figure.unit}",
-            "" if ratio is None else f"[{'red' if missed else 'green'}]{ratio:.2f}x[/]",
-            "" if figure.bar is None else f"{figure.bar:g}x",
+            "" if ratio is None else f"[{colour}]{ratio:.2f}x[/]",
+            goal(figure.bar, figure.limit),
             "\n".join(more),
         )
     return table

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import benchmarks
 
-__all__ = ["Bench", "Figure", "Metric", "Settings", "alternate", "discover", "median"]
+__all__ = ["Bench", "Figure", "Metric", "Settings", "alternate", "discover", "goal", "median"]
 
 # Rounds are paired (ours, peer); more than this would only hide a benchmark that does not settle.
 MAX_ROUNDS = 101
@@ -22,16 +22,25 @@ MAX_ROUNDS = 101
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric of a benchmark: its name, what it measures, the ratio it must reach."""
+    """One metric of a benchmark: its name, what it measures, what it must reach.
+
+    Without a bar and a limit it is reported only.
+    """
 
     name: str
     what: str
-    bar: float | None = None  # None: reported only
+    bar: float | None = None  # the least ratio to the peer
+    limit: float | None = None  # the highest value, in the figure's unit
+
+    @property
+    def goal(self) -> str:
+        """The bar or the limit in words; empty without either."""
+        return goal(self.bar, self.limit)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run. `quick`: the whole benchmark within 45 s on warm caches."""
+    """How to run. `quick`: the whole benchmark within a minute on warm caches."""
 
     quick: bool = False
 
@@ -51,6 +60,7 @@ class Figure:
     peer_value: float | None = None
     lower_is_better: bool = False
     bar: float | None = None
+    limit: float | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -62,6 +72,13 @@ class Figure:
             (self.peer_value, self.value) if self.lower_is_better else (self.value, self.peer_value)
         )
         return over / under if under else None
+
+    @property
+    def missed(self) -> bool:
+        """Whether it stays below its bar or exceeds its limit."""
+        ratio = self.ratio
+        below = self.bar is not None and ratio is not None and ratio < self.bar
+        return below or (self.limit is not None and self.value > self.limit)
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -75,6 +92,7 @@ class Figure:
             "peer_value": None if self.peer_value is None else _rounded(self.peer_value),
             "ratio": None if ratio is None else round(ratio, 3),
             "bar": self.bar,
+            "limit": self.limit,
         }
         clash = line.keys() & self.extra.keys()
         if clash:
@@ -94,6 +112,14 @@ class Bench(Protocol):
     def run(self, metrics: Sequence[str], settings: Settings) -> Iterator[Figure]:
         """Measures the named metrics (all of them known), each with its peers in this same run."""
         ...
+
+
+def goal(bar: float | None, limit: float | None) -> str:
+    """What a figure must reach, in words: `1.8x`, `at most 10`, both, or nothing."""
+    words = [] if bar is None else [f"{bar:g}x"]
+    if limit is not None:
+        words.append(f"at most {limit:g}")
+    return ", ".join(words)
 
 
 def discover() -> dict[str, Bench]:

@@ -5,21 +5,16 @@ alternating rounds, and print one JSON object a round. This module builds it, ta
 says what the figures mean.
 """
 
-import json
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks._harness import Figure, Metric, Settings, median
+from benchmarks._native import build, free_memory_bytes, rounds_by_metric
 
 __all__ = ["BENCH", "EngineBench"]
 
-_ROOT = Path(__file__).resolve().parent.parent
-_BUILD = _ROOT / "build" / "bench"
-_PROGRAM = _BUILD / "native" / "bench" / "fc_engine_bench"
+_PROGRAM = "fc_engine_bench"
 _ITEMS = 10_000_000
 _QUICK_ITEMS = 2_000_000
 _PLAIN_MAP = "plain open-addressing map, one thread"
@@ -84,29 +79,6 @@ _PLANS = (
 )
 
 
-def _run(command: Sequence[str | Path]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(
-            f"{Path(command[0]).name} failed with {done.returncode}:\n{done.stdout}{done.stderr}"
-        )
-    return done.stdout
-
-
-def _build() -> None:
-    """Builds the native program when it is missing or stale; needs cmake, ninja and a compiler."""
-    if shutil.which("cmake") is None:
-        raise RuntimeError("cmake is missing: run `make setup` first")
-    if not (_BUILD / "build.ninja").exists():
-        options = ("-DCMAKE_BUILD_TYPE=Release", "-DFC_BENCH=ON", "-DFC_GRPC=OFF")
-        _run(("cmake", "-S", _ROOT, "-B", _BUILD, "-G", "Ninja", *options))
-    _run(("cmake", "--build", _BUILD, "--target", "fc_engine_bench"))
-
-
-def _free_bytes() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 class EngineBench:
     """The `engine` benchmark."""
 
@@ -118,24 +90,24 @@ class EngineBench:
 
     def run(self, metrics: Sequence[str], settings: Settings) -> Iterator[Figure]:
         """Measures the named metrics. Raises RuntimeError when the program cannot be built."""
-        _build()
+        program = build(_PROGRAM)
         items = _QUICK_ITEMS if settings.quick else _ITEMS
         for plan in _PLANS:
             if plan.metric.name in metrics:
-                yield self._measure(plan, items, settings)
+                yield self._measure(program, plan, items, settings)
 
-    def _measure(self, plan: _Plan, items: int, settings: Settings) -> Figure:
+    def _measure(self, program: Path, plan: _Plan, items: int, settings: Settings) -> Figure:
         # The plain map takes 450 B an item, ours 240.
-        if plan.sized and _free_bytes() < items * 800:
+        if plan.sized and free_memory_bytes() < items * 800:
             raise RuntimeError(f"{items:,} items need {items * 800 >> 30} GiB of free memory")
         seconds = 0.2 if settings.quick else plan.seconds
         rounds = min(plan.rounds, 5) if settings.quick else plan.rounds
         sizes = ("--items", str(items)) if plan.sized else ()
         command = (
-            *(_PROGRAM, plan.metric.name, "--seconds", str(seconds), "--rounds", str(rounds)),
+            *(program, plan.metric.name, "--seconds", str(seconds), "--rounds", str(rounds)),
             *sizes,
         )
-        lines = [json.loads(line) for line in _run(command).splitlines()]
+        [(_, lines)] = rounds_by_metric(command)
         if plan.metric.name.startswith("same_key"):
             return self._same_key(plan, lines)
         ratios = [line["value"] / line["peer_value"] for line in lines if line["peer_value"]]

@@ -54,6 +54,13 @@ def _quantity(value: object, unit: object) -> str:
     return f"{_number(value)} {unit}" if value is not None else ""
 
 
+def _goal(figure: _Figure) -> str:
+    """The least ratio, or the highest value; nothing for a figure that is reported only."""
+    if figure.get("limit") is not None:
+        return f"at most {_quantity(figure['limit'], figure['unit'])}"
+    return _number(figure.get("bar"))
+
+
 def table(figures: Sequence[_Figure]) -> str:
     """The figures as a Markdown table, in their order."""
     rows = [
@@ -65,7 +72,7 @@ def table(figures: Sequence[_Figure]) -> str:
                 str(figure["peer"] or ""),
                 _quantity(figure["peer_value"], figure["unit"]),
                 _number(figure["ratio"]),
-                f"{_number(figure.get('bar'))} |",
+                f"{_goal(figure)} |",
             )
         )
         for figure in figures
@@ -93,8 +100,8 @@ def main() -> int:
         print(f"{options.figures} has no figure; the tables stay as they are", file=sys.stderr)
         return 1
     root = Path(__file__).resolve().parent.parent
-    with_bar = [figure for figure in figures if figure.get("bar") is not None]
-    for path, chosen in ((root / "README.md", with_bar), (root / "docs/benchmarks.md", figures)):
+    with_goal = [figure for figure in figures if _goal(figure)]
+    for path, chosen in ((root / "README.md", with_goal), (root / "docs/benchmarks.md", figures)):
         path.write_text(replace_table(path.read_text(), table(chosen)))
     return 0
 

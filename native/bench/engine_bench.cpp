@@ -4,10 +4,8 @@
 //   fc_engine_bench METRIC [--items N] [--seconds S] [--rounds R]
 
 #include <atomic>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <memory>
 #include <random>
@@ -15,16 +13,15 @@
 #include <thread>
 #include <vector>
 
-#include "core/clock.hpp"
 #include "feature_cache/engine.hpp"
 #include "index/entry.hpp"
+#include "load.hpp"
 #include "plain_map.hpp"
 
 namespace fc::bench {
 namespace {
 
 constexpr std::size_t kValueBytes = 200;
-constexpr std::size_t kBatch = 1000;
 constexpr std::size_t kStream = 4'000'000;  // keys asked, drawn before the clock starts
 
 struct Options {
@@ -32,51 +29,6 @@ struct Options {
   std::uint64_t items = 10'000'000;
   double seconds = 1.0;
   unsigned rounds = 5;
-};
-
-struct Key {
-  char bytes[PlainMap::kKeyBytes];
-  std::string_view view() const noexcept { return {bytes, sizeof(bytes)}; }
-};
-
-// Spread ids like real ones: neighbours in rank are not neighbours in memory.
-Key key_of(std::uint64_t id) {
-  Key key;
-  const std::uint64_t mixed = id * 0x9E3779B97F4A7C15ull;
-  std::memcpy(key.bytes, &mixed, 8);
-  std::memcpy(key.bytes + 8, &id, 8);
-  return key;
-}
-
-// Zipf by rejection inversion (Hoermann and Derflinger, 1996).
-class Zipf {
- public:
-  Zipf(std::uint64_t items, double exponent) : items_(items), s_(exponent) {
-    low_ = integral(1.5) - 1.0;
-    high_ = integral(static_cast<double>(items) + 0.5);
-    cut_ = 2.0 - inverse(integral(2.5) - std::pow(2.0, -s_));
-  }
-  template <class Rng>
-  std::uint64_t operator()(Rng& rng) {
-    std::uniform_real_distribution<double> uniform(low_, high_);
-    for (;;) {
-      const double u = uniform(rng);
-      const double x = inverse(u);
-      const double k = std::floor(x + 0.5);
-      if (k - x <= cut_ || u >= integral(k + 0.5) - std::pow(k, -s_)) {
-        return std::min<std::uint64_t>(static_cast<std::uint64_t>(k), items_) - 1;
-      }
-    }
-  }
-
- private:
-  double integral(double x) const { return (std::pow(x, 1.0 - s_) - 1.0) / (1.0 - s_); }
-  double inverse(double y) const { return std::pow(1.0 + y * (1.0 - s_), 1.0 / (1.0 - s_)); }
-  std::uint64_t items_;
-  double s_;
-  double low_;
-  double high_;
-  double cut_;
 };
 
 std::vector<Key> draw(std::uint64_t items, bool zipf, unsigned seed) {
@@ -91,7 +43,7 @@ std::vector<Key> draw(std::uint64_t items, bool zipf, unsigned seed) {
 EngineConfig config_for(std::uint64_t memory_bytes, std::uint64_t budget_bytes) {
   EngineConfig config;
   config.memory_bytes = memory_bytes;
-  config.expected_item_bytes = PlainMap::kKeyBytes + kValueBytes;
+  config.expected_item_bytes = kKeyBytes + kValueBytes;
   NamespaceConfig ns;
   ns.name = "bench";
   ns.default_domain = "all";
@@ -105,7 +57,7 @@ EngineConfig config_for(std::uint64_t memory_bytes, std::uint64_t budget_bytes) 
 
 // Memory such that the domain holds `items` and not much more.
 EngineConfig config_for_items(std::uint64_t items) {
-  const std::uint64_t record = 12 + PlainMap::kKeyBytes + kValueBytes;
+  const std::uint64_t record = 12 + kKeyBytes + kValueBytes;
   std::uint64_t memory = items * (record + 11) + (3u << 20);
   for (;; memory += 1u << 20) {
     EngineConfig config = config_for(memory, 1u << 30);
@@ -116,14 +68,6 @@ EngineConfig config_for_items(std::uint64_t items) {
     }
   }
 }
-
-struct Batch {
-  explicit Batch(std::size_t size) : keys(size), statuses(size), lengths(size) {}
-  std::vector<std::string_view> keys;
-  std::vector<CellStatus> statuses;
-  std::vector<std::uint32_t> lengths;
-  Buffer values;
-};
 
 class Ours {
  public:
@@ -146,17 +90,9 @@ class Ours {
   }
   // Answers one batch; returns its hits.
   std::size_t get(Batch& batch) {
-    batch.values.clear();
-    GetColumn column;
-    column.ns = 0;
-    column.keys = batch.keys;
-    column.statuses = batch.statuses;
-    column.lengths = batch.lengths;
-    column.values = &batch.values;
+    GetColumn column = batch.column();
     engine_->get(column);
-    std::size_t hits = 0;
-    for (const CellStatus status : batch.statuses) hits += status == CellStatus::HitDram;
-    return hits;
+    return batch.count(CellStatus::HitDram);
   }
   Engine& engine() { return *engine_; }
 
@@ -164,28 +100,6 @@ class Ours {
   BootClock clock_;
   std::unique_ptr<Engine> engine_;
 };
-
-struct Rate {
-  double per_second;
-  double hit_share;
-};
-
-// Runs `batch(keys)` over a stream until the time is up.
-template <class F>
-Rate measure(const std::vector<Key>& stream, double seconds, F&& answer) {
-  const std::uint64_t start = monotonic_ns();
-  const auto limit = static_cast<std::uint64_t>(seconds * 1e9);
-  std::uint64_t done = 0;
-  std::uint64_t hits = 0;
-  std::uint64_t elapsed = 0;
-  for (std::size_t at = 0; elapsed<limit; at = at + 2 * kBatch> stream.size() ? 0 : at + kBatch) {
-    hits += answer(&stream[at]);
-    done += kBatch;
-    elapsed = monotonic_ns() - start;
-  }
-  return {static_cast<double>(done) * 1e9 / static_cast<double>(elapsed),
-          static_cast<double>(hits) / static_cast<double>(done)};
-}
 
 Rate measure_ours(Ours& ours, const std::vector<Key>& stream, double seconds) {
   Batch batch(kBatch);

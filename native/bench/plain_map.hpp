@@ -12,13 +12,12 @@
 #include <string_view>
 
 #include "core/hash.hpp"
+#include "load.hpp"
 
 namespace fc::bench {
 
 class PlainMap {
  public:
-  static constexpr std::size_t kKeyBytes = 16;
-
   PlainMap(std::uint64_t items, std::size_t value_bytes)
       : value_bytes_(value_bytes),
         slot_bytes_((8 + kKeyBytes + value_bytes + 7) & ~std::size_t{7}),

@@ -6,10 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks._harness import Figure, alternate, discover
+from benchmarks._harness import Figure, Metric, alternate, discover
 
 
-def _figure(value: float, peer_value: float | None, **fields: bool) -> Figure:
+def _figure(value: float, peer_value: float | None, **fields: float) -> Figure:
     return Figure("wire", "m", value, "s", peer="them", peer_value=peer_value, **fields)  # type: ignore[arg-type]
 
 
@@ -32,10 +32,28 @@ def test_a_figure_is_one_json_object_a_line() -> None:
         "peer_value": 1000.0,
         "ratio": 1234.567,
         "bar": 2.0,
+        "limit": None,
         "p50_us": 3,
     }
     with pytest.raises(ValueError, match="ratio"):
         Figure("b", "m", 1.0, "s", extra={"ratio": 9}).to_json()
+
+
+def test_a_bar_is_on_the_ratio_and_a_limit_on_the_value() -> None:
+    assert not _figure(300, 100, bar=3.0).missed
+    assert _figure(299, 100, bar=3.0).missed
+    assert _figure(100, 299, bar=3.0, lower_is_better=True).missed
+    assert not _figure(10, None, limit=10.0).missed
+    assert _figure(10.1, None, limit=10.0).missed
+    assert not _figure(10.1, None).missed
+    assert json.loads(_figure(10, None, limit=10.0).to_json())["limit"] == 10.0
+
+
+def test_what_a_metric_must_reach_is_said_in_words() -> None:
+    assert Metric("m", "what", bar=0.85).goal == "0.85x"
+    assert Metric("m", "what", limit=1.12).goal == "at most 1.12"
+    assert Metric("m", "what", bar=5, limit=8).goal == "5x, at most 8"
+    assert Metric("m", "what").goal == ""
 
 
 def test_rounds_alternate_who_goes_first() -> None:

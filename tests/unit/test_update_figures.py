@@ -32,6 +32,13 @@ def test_harness_output_becomes_rows() -> None:
     ]
 
 
+def test_a_limit_stands_where_a_bar_would() -> None:
+    figure = Figure(bench="nvm", metric="m", value=9.2, unit="B", limit=10.0)
+    assert table(read_figures([figure.to_json()])).splitlines()[2:] == [
+        "| nvm | `m` | 9.2 B |  |  |  | at most 10 B |",
+    ]
+
+
 def test_a_later_figure_replaces_an_earlier_one() -> None:
     figures = read_figures([_line("a", 1.0), _line("a", 2.0)])
     assert [figure["value"] for figure in figures] == [2.0]
