@@ -263,7 +263,6 @@ def test_late_reads_ask_the_store_and_any_answer_is_right(
     nvm_config["namespaces"]["pin"]["speculative"] = {"after": "1us", "budget": "100%"}
     daemon = start(nvm_config)
     with daemon.client() as client:
-        fill(client, daemon)
 
         def launched() -> bool:
             read_all(client)  # and looks at each value
