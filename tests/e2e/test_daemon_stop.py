@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from cache_daemon.client import FeatureCacheError, Unavailable
 from tests.daemon_process import ITEMS, KEYS, ONCE, Start, begin_reads, slow
 from tests.servers import wait_until
