@@ -38,6 +38,9 @@ TEST_F(NodeNvmTest, WithoutAStoreReadsAreWaitedForAndFailuresAreMisses) {
   device_->add(FaultRule::fail(EIO).reads());
   EXPECT_EQ(ask(Ask{.columns = {{"local", {"k"}}}}).get().only(), cell(CellStatus::Miss));
   EXPECT_EQ(take(0), nullptr);
+  const Counters counters = Counters::of(*node_);
+  EXPECT_GE(counters.at("feature_cache_stage_seconds{stage=batch_get_with_nvm}"), 2);
+  EXPECT_EQ(counters.at("feature_cache_stage_seconds{stage=batch_get_with_fetch}"), 0);
 }
 
 TEST_F(NodeNvmTest, CacheOnlyReadsNvmButAsksNoStore) {

@@ -171,6 +171,34 @@ TEST_F(NodeSpeculation, QueuedLookupGoesWithTheLiveOnesWhenItsReadFails) {
   EXPECT_EQ(take(0), nullptr);
 }
 
+// The device goes out of service while a lookup is queued: who misses the key now joins that, and
+// does not wait behind other live misses for having joined.
+TEST_F(NodeSpeculation, QueuedLookupGoesWithTheLiveOnesWhenAMissJoinsIt) {
+  NodeConfig config = nvm_config();
+  config.engine.nvm.errors_max = 1;
+  start_nvm(config);
+  put_down("local", {"l"});
+  put_down("pin", {"k"});
+  const auto stalled = device_->add(FaultRule::stall().reads().times(1));
+  auto late = ask("k");
+  ASSERT_TRUE(soon([&] { return speculative("launched") == 1; }));
+  device_->add(FaultRule::fail(EIO));
+  ASSERT_TRUE(soon([&] {
+    EXPECT_EQ(ask(Ask{.columns = {{"local", {"l"}}}}).get().only(), cell(CellStatus::Miss));
+    return counter("feature_cache_nvm_device_in_service") == 0;
+  }));
+  auto missed = ask("k");
+  const auto batch = take();
+  ASSERT_NE(batch, nullptr);
+  EXPECT_EQ(batch->priority(), FetchPriority::Live);
+  EXPECT_EQ(keys_of(*batch), (std::vector<std::string>{"pin:k"}));
+  complete(*batch, {found("v")});
+  EXPECT_EQ(missed.get().only(), cell(CellStatus::Fetched, "v"));
+  EXPECT_EQ(late.get().only(), cell(CellStatus::Speculative, "v"));
+  EXPECT_EQ(take(0), nullptr);
+  device_->remove(stalled);
+}
+
 TEST_F(NodeSpeculation, RequestsOfOneKeyShareALookup) {
   put_down("pin", {"k"});
   const auto stalled = stall_reads();

@@ -143,6 +143,7 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
         get->columns[c].statuses[cell.position] = CellStatus::Unspecified;
       }
     }
+    get->asks_store = waiting != on_nvm.size();
     if (!on_nvm.empty()) {
       get->expect_reads(on_nvm);
       engine_->read(std::move(on_nvm), std::make_shared<NvmReads>(*this, get, hints, ended_before));
@@ -225,7 +226,7 @@ void CacheNode::count(const PendingGet& get) {
   const std::uint64_t spent = monotonic_ns() - get.started_ns;
   get_seconds_.record_ns(spent);
   if (get.counted_pending) {
-    wait_seconds_.record_ns(spent);
+    (get.asks_store ? fetch_seconds_ : nvm_seconds_).record_ns(spent);
     pending_.fetch_sub(1, std::memory_order_relaxed);
     const std::lock_guard lock(pending_mutex_);
     pending_gets_.erase(const_cast<PendingGet*>(&get));
@@ -352,7 +353,8 @@ void CacheNode::visit(CounterVisitor& visitor) const {
   };
   stage("batch_get", get_seconds_);
   stage("engine_get", engine_seconds_);
-  stage("batch_get_with_fetch", wait_seconds_);
+  stage("batch_get_with_nvm", nvm_seconds_);
+  stage("batch_get_with_fetch", fetch_seconds_);
   stage("batch_put", put_seconds_);
 }
 

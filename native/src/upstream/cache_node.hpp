@@ -98,7 +98,8 @@ class CacheNode final : public Node {
   Counter install_rejected_;
   LatencyHistogram get_seconds_;
   LatencyHistogram engine_seconds_;
-  LatencyHistogram wait_seconds_;
+  LatencyHistogram nvm_seconds_;
+  LatencyHistogram fetch_seconds_;
   LatencyHistogram put_seconds_;
 
   // Last, so that they go first: their threads use the rest.

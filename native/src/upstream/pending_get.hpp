@@ -66,6 +66,7 @@ class PendingGet : public std::enable_shared_from_this<PendingGet> {
   std::vector<Column> columns;  // guarded by mutex_ once a cell may be answered
   std::uint64_t started_ns = 0;
   bool counted_pending = false;
+  bool asks_store = false;  // by what the lookup found
 
   const RequestBytes& bytes() const noexcept { return bytes_; }
   // Ends it with an error instead of a reply; only before start().
