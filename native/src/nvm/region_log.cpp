@@ -219,10 +219,12 @@ bool RegionLog::has_room_locked(const LogNamespace& ns, std::size_t bytes) const
 
 Refusal RegionLog::open_locked(LogNamespace& ns, NamespaceIndex index, std::uint16_t incarnation,
                                bool reinsertion) {
-  // The last region and the last buffer are for what emptying keeps: demotions that come faster than
-  // the device takes them must not cost the items that were hit.
+  // The last region and the last buffer are for what emptying keeps: demotions that come faster
+  // than the device takes them must not cost the items that were hit.
   const std::uint32_t kept_back = reinsertion ? 0 : 1;
-  if (ns.used_regions.load(std::memory_order_relaxed) + kept_back >= ns.budget_regions) {
+  const std::uint32_t budget = budget_now(ns);
+  if (budget == 0) return Refusal::OutOfService;
+  if (ns.used_regions.load(std::memory_order_relaxed) + kept_back >= budget) {
     wake();
     return Refusal::Buffers;
   }
@@ -234,10 +236,7 @@ Refusal RegionLog::open_locked(LogNamespace& ns, NamespaceIndex index, std::uint
   const std::optional<std::uint32_t> region = take_region_locked();
   if (!region) {
     free_buffers_.push_back(buffer);
-    const auto& devices = regions_.devices();
-    const bool any = std::any_of(devices.begin(), devices.end(),
-                                 [](const auto& part) { return part->health.in_service(); });
-    return any ? Refusal::Buffers : Refusal::OutOfService;
+    return Refusal::Buffers;
   }
   Region& row = regions_.at(*region);
   row.generation.store(next_generation_++, std::memory_order_relaxed);
@@ -354,14 +353,25 @@ void RegionLog::collect() {
 // ---- for the region writer
 // -----------------------------------------------------------------------
 
+// While a device is out of service a namespace keeps to its share of the others: else it would
+// wait for regions that are not there, and none of its own would be emptied for what comes.
+std::uint32_t RegionLog::budget_now(const LogNamespace& ns) const noexcept {
+  std::uint64_t serving = 0;
+  for (const auto& part : regions_.devices()) {
+    if (part->health.in_service()) serving += part->regions;
+  }
+  if (serving == regions_.count()) return ns.budget_regions;
+  return static_cast<std::uint32_t>(ns.budget_regions * serving / regions_.count());
+}
+
 // Some clean regions ahead, so that demotions find one while the device is busy; and fewer items
 // where the index is filled up by small ones.
 bool RegionLog::wants_room(const LogNamespace& ns) const noexcept {
-  const std::uint32_t ahead = std::clamp<std::uint32_t>(ns.budget_regions / 32, 1, 8) + 1;
+  const std::uint32_t budget = budget_now(ns);
+  const std::uint32_t ahead = std::clamp<std::uint32_t>(budget / 32, 1, 8) + 1;
   const std::uint32_t used =
       ns.used_regions.load(std::memory_order_relaxed) - ns.leaving.load(std::memory_order_relaxed);
-  return used + ahead > ns.budget_regions ||
-         ns.items.load(std::memory_order_relaxed) >= ns.item_budget;
+  return used + ahead > budget || ns.items.load(std::memory_order_relaxed) >= ns.item_budget;
 }
 
 RegionLog::Work RegionLog::next_work(Tick now, std::uint64_t wait_ms) {

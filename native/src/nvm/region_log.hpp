@@ -144,6 +144,7 @@ class RegionLog {
                       bool reinsertion);
   void seal_locked(LogNamespace& ns);
   bool has_room_locked(const LogNamespace& ns, std::size_t bytes) const noexcept;
+  std::uint32_t budget_now(const LogNamespace& ns) const noexcept;
   bool wants_room(const LogNamespace& ns) const noexcept;
   std::optional<std::uint32_t> take_region_locked();
   void collect_locked();
