@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string_view>
+#include <vector>
 
 #include "core/clock.hpp"
 #include "core/hash.hpp"
@@ -81,6 +82,12 @@ constexpr std::size_t list_bytes(std::size_t records) noexcept {
 }
 static_assert(list_bytes(2) == 2 * layout::kNvmListedBytes);
 
+// Where a region's list says that a record is.
+struct ListedRecord {
+  std::uint64_t hash;
+  std::uint32_t offset;  // bytes, within the region
+};
+
 struct RecordHeader {
   static constexpr std::uint32_t kSizeBits = 22;
   static constexpr std::uint32_t kSizeMask = (1u << kSizeBits) - 1;
@@ -115,6 +122,39 @@ inline std::uint32_t record_checksum(const std::byte* record, std::size_t payloa
       XXH3_64bits_withSeed(record + sizeof(std::uint32_t),
                            layout::kNvmRecordHeaderBytes - sizeof(std::uint32_t) + payload_bytes,
                            generation * 0x9E3779B97F4A7C15ull ^ location));
+}
+
+// Reads a region's last bytes. False: damaged, or of another generation.
+inline bool read_trailer(const std::byte* at, std::size_t region_bytes, std::uint64_t generation,
+                         RegionTrailer& trailer) noexcept {
+  std::memcpy(&trailer, at, sizeof(trailer));
+  return trailer.magic == kTrailerMagic && trailer.checksum == trailer.sum() &&
+         trailer.generation == generation && trailer.used_bytes >= sizeof(RegionHeader) &&
+         trailer.used_bytes + list_bytes(trailer.records) <= region_bytes - sizeof(trailer);
+}
+
+// Reads the list before a good trailer, list_bytes() of its records long. False: damaged, or it
+// names places where no records of this region can be.
+inline bool read_list(const std::byte* at, const RegionTrailer& trailer,
+                      std::vector<ListedRecord>& list) {
+  if (XXH3_64bits_withSeed(at, list_bytes(trailer.records), trailer.generation) !=
+      trailer.list_checksum) {
+    return false;
+  }
+  list.resize(trailer.records);
+  const std::byte* offsets = at + list.size() * sizeof(std::uint64_t);
+  std::uint64_t least = sizeof(RegionHeader);
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    std::uint32_t units = 0;
+    std::memcpy(&list[i].hash, at + i * sizeof(std::uint64_t), sizeof(std::uint64_t));
+    std::memcpy(&units, offsets + i * sizeof(units), sizeof(units));
+    const std::uint64_t offset = std::uint64_t{units} * layout::kNvmRecordAlignment;
+    const std::uint64_t next = offset + RecordHeader::bytes_for(1, 0);  // at the soonest
+    if (offset < least || next > trailer.used_bytes) return false;
+    list[i].offset = static_cast<std::uint32_t>(offset);
+    least = next;
+  }
+  return true;
 }
 
 // A record whose sizes and checksum were found right.

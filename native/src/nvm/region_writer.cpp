@@ -214,10 +214,10 @@ void RegionWriter::drop_unwritten(const WriteJob& job) {
 void RegionWriter::empty(std::uint32_t region, bool keep_hits) {
   Region& row = regions_.at(region);
   row.state.store(RegionState::Emptying, std::memory_order_release);
-  std::vector<Listed> list;
+  std::vector<ListedRecord> list;
   std::vector<Kept> kept;
   if (row.items.load(std::memory_order_relaxed) != 0) {
-    if (read_list(region, list)) {
+    if (read_listed(region, list)) {
       drop_listed(region, list, keep_hits, kept);
       keep(region, kept);
     } else {
@@ -228,7 +228,7 @@ void RegionWriter::empty(std::uint32_t region, bool keep_hits) {
   log_.retire(region);
 }
 
-bool RegionWriter::read_list(std::uint32_t region, std::vector<Listed>& list) {
+bool RegionWriter::read_listed(std::uint32_t region, std::vector<ListedRecord>& list) {
   const std::size_t device = regions_.device_of(region);
   const std::size_t size = regions_.region_bytes();
   const std::uint64_t offset = regions_.offset_of(region);
@@ -237,32 +237,20 @@ bool RegionWriter::read_list(std::uint32_t region, std::vector<Listed>& list) {
                      kBlockBytes);
   if (!transfer(device, last)) return false;
   RegionTrailer trailer{};
-  std::memcpy(&trailer, data + size - sizeof(trailer), sizeof(trailer));
-  const std::uint64_t generation = regions_.at(region).generation.load(std::memory_order_relaxed);
-  if (trailer.magic != kTrailerMagic || trailer.checksum != trailer.sum() ||
-      trailer.generation != generation || list_bytes(trailer.records) > size - sizeof(trailer)) {
+  if (!read_trailer(data + size - sizeof(trailer), size,
+                    regions_.at(region).generation.load(std::memory_order_relaxed), trailer)) {
     return false;
   }
-  const std::size_t bytes = list_bytes(trailer.records);
-  const std::size_t begin = size - sizeof(trailer) - bytes;
+  const std::size_t begin = size - sizeof(trailer) - list_bytes(trailer.records);
   if (const std::size_t from = round_down(begin); from < size - kBlockBytes) {
     auto rest =
         chunks(IoRequest::Kind::Read, offset + from, data + from, size - kBlockBytes - from);
     if (!transfer(device, rest)) return false;
   }
-  if (XXH3_64bits_withSeed(data + begin, bytes, generation) != trailer.list_checksum) return false;
-  list.resize(trailer.records);
-  const std::byte* offsets = data + begin + trailer.records * sizeof(std::uint64_t);
-  for (std::size_t i = 0; i < list.size(); ++i) {
-    std::uint32_t units = 0;
-    std::memcpy(&list[i].hash, data + begin + i * sizeof(std::uint64_t), sizeof(std::uint64_t));
-    std::memcpy(&units, offsets + i * sizeof(units), sizeof(units));
-    list[i].offset = units * static_cast<std::uint32_t>(layout::kNvmRecordAlignment);
-  }
-  return true;
+  return read_list(data + begin, trailer, list);
 }
 
-void RegionWriter::drop_listed(std::uint32_t region, const std::vector<Listed>& list,
+void RegionWriter::drop_listed(std::uint32_t region, const std::vector<ListedRecord>& list,
                                bool keep_hits, std::vector<Kept>& kept) {
   LogNamespace& ns = log_.ns(regions_.at(region).ns.load(std::memory_order_relaxed));
   constexpr std::size_t kAhead = 16;
@@ -274,8 +262,7 @@ void RegionWriter::drop_listed(std::uint32_t region, const std::vector<Listed>& 
     Slot* slot = index_.find_nvm_locked(place, regions_.location(region, list[i].offset));
     if (slot == nullptr) continue;
     const Entry entry(slot->load(std::memory_order_relaxed));
-    const std::size_t end =
-        i + 1 < list.size() ? list[i + 1].offset : regions_.region_bytes();
+    const std::size_t end = i + 1 < list.size() ? list[i + 1].offset : regions_.region_bytes();
     const std::size_t bytes = std::min<std::size_t>(entry.nvm_bytes(), end - list[i].offset);
     if (keep_hits && entry.frequency() > 0 &&
         kept_bytes + bytes <= regions_.region_bytes() / kKeptShare) {

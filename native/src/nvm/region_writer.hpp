@@ -47,10 +47,6 @@ class RegionWriter {
   bool idle() const noexcept { return idle_.load(std::memory_order_acquire); }
 
  private:
-  struct Listed {
-    std::uint64_t hash;
-    std::uint32_t offset;  // bytes
-  };
   struct Kept {
     std::uint64_t hash;
     std::uint32_t offset;
@@ -63,8 +59,8 @@ class RegionWriter {
   void leave_out_unindexed(WriteJob& job);
   void drop_unwritten(const WriteJob& job);
   void empty(std::uint32_t region, bool keep_hits);
-  bool read_list(std::uint32_t region, std::vector<Listed>& list);
-  void drop_listed(std::uint32_t region, const std::vector<Listed>& list, bool keep_hits,
+  bool read_listed(std::uint32_t region, std::vector<ListedRecord>& list);
+  void drop_listed(std::uint32_t region, const std::vector<ListedRecord>& list, bool keep_hits,
                    std::vector<Kept>& kept);
   void keep(std::uint32_t region, const std::vector<Kept>& kept);
   void keep_record(std::uint32_t region, const Kept& record, bool readable);
