@@ -31,7 +31,8 @@ class EmbeddedCache:
     def __init__(self, config: Config | Path | str) -> None:
         """`config` is a path, or settings that were read before.
 
-        Raises ConfigError for bad settings, StartError where memory or a store is not to be had.
+        Raises ConfigError for bad settings, StartError where memory, a store or an NVM device
+        is not to be had.
         """
         settings = config if isinstance(config, Config) else load_config(Path(config))
         self._pipeline = Pipeline(settings)

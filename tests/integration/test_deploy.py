@@ -141,8 +141,9 @@ def test_the_daemon_runs_under_the_units_restrictions(tmp_path: Path) -> None:
     assert settings["NoNewPrivileges"] == ["yes"]
     umask = int(settings["UMask"][0], 8)
     (tmp_path / "config.yaml").write_text(
-        "memory: {size: 8MiB}\n"
-        "namespaces: {pin_text: {domains: {long_lasting: {budget: 50%}}}}\n"
+        "memory: {size: 16MiB}\n"
+        f"nvm: {{devices: [{{path: {tmp_path}/nvm, size: 4MiB}}], read_memory: 4MiB}}\n"
+        "namespaces: {pin_text: {nvm: {budget: 100%}, domains: {long_lasting: {budget: 50%}}}}\n"
         f"listen: {{grpc: ['unix:{tmp_path}/data.sock'], admin: 'unix:{tmp_path}/admin.sock'}}\n"
     )
     # A program of its own confines itself and becomes the daemon: a hook between fork and exec
@@ -187,7 +188,10 @@ def test_the_daemon_runs_under_the_units_restrictions(tmp_path: Path) -> None:
                     *(str(scripts() / "cachectl"), "status", "--json"),
                     *("--admin", f"unix:{tmp_path}/admin.sock"),
                 )
-                assert json.loads(status.stdout)["pid"] == daemon.pid
+                told = json.loads(status.stdout)
+                assert told["pid"] == daemon.pid
+                assert [device["in_service"] for device in told["nvm_devices"]] == [True]
+                assert (tmp_path / "nvm").stat().st_mode & 0o077 == 0
                 daemon.send_signal(signal.SIGTERM)
                 assert b"STOPPING=1" in notify.recv(4096)
                 assert daemon.wait(20) == 0
