@@ -155,8 +155,8 @@ class NvmWriteFaults : public NvmTest, public ::testing::WithParamInterface<Writ
   void expect_well(std::size_t first) {
     fault_->clear();
     // Everything that was written badly goes, and its entries with it.
-    fill(first, first + 9000);
-    const std::size_t end = first + 9000;
+    fill(first, first + 5600);
+    const std::size_t end = first + 5600;
     EXPECT_TRUE(items_add_up(0, end));
     const Found latest = check(end - 3000, end);
     EXPECT_EQ(latest.missing, 0U) << "it does not work again";
@@ -167,16 +167,16 @@ class NvmWriteFaults : public NvmTest, public ::testing::WithParamInterface<Writ
 TEST_P(NvmWriteFaults, SomeWrites) {
   FaultRule rule = GetParam().rule;
   const auto id = fault_->add(rule.writes().rate(0.4));
-  fill(0, 8000);
+  fill(0, 6000);
   ASSERT_TRUE(settled());
   EXPECT_GT(fault_->hits(id), 20U);
-  const Found found = check(0, 8000);
+  const Found found = check(0, 6000);
   EXPECT_GT(found.dram, 300U) << "DRAM was harmed";
   EXPECT_GT(found.nvm, 200U);
-  EXPECT_TRUE(items_add_up(0, 8000));
+  EXPECT_TRUE(items_add_up(0, 6000));
   EXPECT_EQ(counter("feature_cache_nvm_device_write_errors_total") > 0, GetParam().told);
   EXPECT_EQ(lost("checksum"), counter("feature_cache_nvm_checksum_errors_total"));
-  expect_well(8000);
+  expect_well(6000);
 }
 
 TEST_P(NvmWriteFaults, AllWrites) {

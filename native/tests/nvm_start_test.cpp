@@ -416,7 +416,7 @@ class NvmKill : public NvmStart {
 
 TEST_F(NvmKill, AtAnyMoment) {
   std::mt19937_64 random(seed_of(31));
-  for (std::size_t kills = 0; kills < scaled(40); ++kills) {
+  for (std::size_t kills = 0; kills < scaled(25); ++kills) {
     const pid_t child = child_that_fills(false);
     ASSERT_GT(child, 0);
     ASSERT_TRUE(hear('r'));

@@ -74,8 +74,6 @@ inline bool eventually(const std::function<bool()>& holds,
 // file may end up larger than it was made, whatever a test did to it.
 class NvmTest : public ::testing::Test {
  protected:
-  static constexpr std::size_t kValueBytes = 284;
-
   static EngineConfig usual_config(const std::string& path) {
     EngineConfig config = engine_config(
         24 * kMiB,
@@ -136,8 +134,8 @@ class NvmTest : public ::testing::Test {
     std::string text = std::to_string(i);
     return "key " + std::string(12 - text.size(), '0') + text;
   }
-  static std::string value(std::size_t i, std::uint64_t version = 1) {
-    return patterned(key(i), version, kValueBytes);
+  std::string value(std::size_t i, std::uint64_t version = 1) const {
+    return patterned(key(i), version, value_bytes_);
   }
   void fill(std::size_t from, std::size_t to, NamespaceIndex ns = kNoNamespace,
             DomainIndex domain = kNoDomain, std::uint64_t version = 1) {
@@ -226,7 +224,8 @@ class NvmTest : public ::testing::Test {
   std::vector<std::shared_ptr<FaultDevice>> faults_;  // one a device
   std::shared_ptr<FaultDevice> fault_;                // the first one
   std::map<std::string, std::uint64_t> file_bytes_;   // by path, of the latest engine
-  std::size_t fill_step_ = 400;                       // items between two looks at the device
+  std::size_t value_bytes_ = 284;
+  std::size_t fill_step_ = 400;  // items between two looks at the device
   std::unique_ptr<Engine> engine_;
   NamespaceIndex pin_ = kNoNamespace;
   NamespaceIndex user_ = kNoNamespace;
