@@ -112,6 +112,8 @@ class Traffic:
                     keys = np.concatenate([np.arange(300), cold]).astype(np.int64)
                     domain = "ephemeral" if random.random() < 0.3 else "long_lasting"
                     client.batch_get({"pin_text": keys, "user": keys}, domains={"pin_text": domain})
+                    # Without the store: what waits here waits for NVM alone.
+                    client.batch_get({"pin_text": cold[:50]}, cache_only=True)
                     client.batch_put({"user": ([b"session"], [b"v"])})
         except Exception as error:
             self.failure = error
@@ -152,7 +154,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         scrapes = 'count_over_time(feature_cache_namespace_hits_total{namespace="user"}[1m])'
         wait_until(
             lambda: any(count >= 4 for _, count in prometheus.query(scrapes)),
-            timeout_s=20,
+            timeout_s=40,
             what="four scrapes of the daemon",
         )
         yield Watched(daemon, prometheus)
