@@ -77,22 +77,31 @@ class NodeNvmTest : public NodeTest {
   // Puts values and sends them down, until they are read from the device and not from a buffer.
   void put_down(const std::string& ns, const std::vector<std::string>& keys) {
     for (const std::string& key : keys) put_in(ns, key, value_of(key));
-    for (int i = 0; i < 1'000; ++i) {
+    for (int i = 0; i < 500; ++i) {
       fill(ns, 20);
+      // At the device's pace: what it has no room for by now is dropped.
+      ASSERT_TRUE(soon([&] { return !writing(); }));
       if (i < 8) continue;  // not out of DRAM yet
-      std::this_thread::sleep_for(milliseconds(1));
       const std::uint64_t before = device_reads();
       const Answer got = ask(Ask{.columns = {{ns, keys}}, .cache_only = true}).get();
       bool all = true;
       for (std::size_t k = 0; k < keys.size(); ++k) {
         const CellStatus status = got.columns.at(0).at(k).status;
         all &= status == CellStatus::HitNvm;
-        // Not taken: more was evicted than the device could write.
         if (status == CellStatus::Miss) put_in(ns, keys[k], value_of(keys[k]));
       }
       if (all && device_reads() > before) return;
     }
     FAIL() << "the keys did not come to the device";
+  }
+  // Whether regions are on their way to the device, or being emptied for others.
+  bool writing() const {
+    const Counters counters = Counters::of(*node_);
+    const auto regions = [&](const std::string& state) {
+      return counters.at("feature_cache_nvm_device_regions{device=" + device_->path() +
+                         ",state=" + state + "}");
+    };
+    return regions("writing") + regions("emptying") != 0;
   }
   static std::string value_of(const std::string& key) { return "ssd's " + key; }
   Cell on_ssd(const std::string& key) const { return cell(CellStatus::HitNvm, value_of(key)); }
