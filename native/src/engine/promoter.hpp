@@ -2,6 +2,10 @@
 // read's thread has the device to keep busy. Bounded; what finds no room is promoted at its next
 // hit.
 //
+// What comes up gives up its place below, and what DRAM evicts for it needs a write buffer: while
+// all of these are on their way to the device nothing comes up, or reads that are faster than
+// writes would drain both tiers.
+//
 // Threads: any may offer(); with a thread of its own that does the work, else drain() does it.
 #pragma once
 
@@ -56,6 +60,7 @@ class Promoter {
       const std::unique_ptr<Item> item = std::move(items_.front());
       items_.pop_front();
       bytes_ -= item->value.size();
+      if (tier_.pressed()) continue;
       lock.unlock();
       if (dram_.promote(item->ns, {.hash = item->hash,
                                    .entry = item->entry,

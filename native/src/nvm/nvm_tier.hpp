@@ -55,6 +55,7 @@ class NvmTier final : public LowerTier {
   // Reads pinned cells; their pins are given back as they end.
   void read(std::vector<NvmCell> cells, const std::shared_ptr<ReadWaiter>& waiter);
   LogNamespace& ns(NamespaceIndex index) noexcept { return log_.ns(index); }
+  bool pressed() const noexcept { return log_.pressed(); }
   // Nothing waits to be written, emptied or used again; for tests and orderly ends.
   bool settled() { return writer_.idle() && log_.settled(); }
   void visit(CounterVisitor& visitor) const;

@@ -83,6 +83,7 @@ RegionLog::RegionLog(const EngineConfig& config, const Geometry& geometry, Regio
                      EpochManager& epochs)
     : regions_(regions),
       epochs_(epochs),
+      spare_buffers_(config.nvm.write_buffers),
       buffers_most_(config.nvm.write_buffers +
                     static_cast<std::size_t>(std::count_if(
                         config.namespaces.begin(), config.namespaces.end(),
@@ -269,6 +270,7 @@ void RegionLog::seal_locked(LogNamespace& ns) {
   regions_.at(job.region).state.store(RegionState::Writing, std::memory_order_release);
   const std::lock_guard pool(pool_mutex_);
   to_write_.push_back(std::move(job));
+  writing_.fetch_add(1, std::memory_order_relaxed);
   work_.notify_one();
 }
 
@@ -430,6 +432,7 @@ void RegionLog::written(std::uint32_t region) {
   LogNamespace& ns = *namespaces_[row.ns.load(std::memory_order_relaxed)];
   const std::lock_guard lock(ns.mutex);
   row.state.store(RegionState::Sealed, std::memory_order_release);
+  writing_.fetch_sub(1, std::memory_order_relaxed);
   const bool flushed = row.incarnation.load(std::memory_order_relaxed) !=
                        ns.incarnation->load(std::memory_order_acquire);
   if (!flushed) ns.sealed.push_back(region);
@@ -441,7 +444,10 @@ void RegionLog::written(std::uint32_t region) {
 void RegionLog::retire(std::uint32_t region) {
   const std::lock_guard pool(pool_mutex_);
   Region& row = regions_.at(region);
-  row.state.store(RegionState::Emptying, std::memory_order_release);
+  if (row.state.exchange(RegionState::Emptying, std::memory_order_acq_rel) ==
+      RegionState::Writing) {
+    writing_.fetch_sub(1, std::memory_order_relaxed);
+  }
   namespaces_[row.ns.load(std::memory_order_relaxed)]->leaving.fetch_add(1,
                                                                          std::memory_order_relaxed);
   release_buffer_locked(region);

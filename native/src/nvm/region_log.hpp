@@ -122,6 +122,10 @@ class RegionLog {
   void retire(std::uint32_t region);
   // Regions of a device that went out of service; the caller takes their entries out of the index.
   std::vector<std::uint32_t> doom_device(std::size_t device);
+  // Every spare buffer is on its way to the device: what leaves DRAM now may find none.
+  bool pressed() const noexcept {
+    return writing_.load(std::memory_order_relaxed) >= spare_buffers_;
+  }
   // Gives back the regions and buffers that nobody can be reading any more.
   void collect();
   // Nothing is open, waits to be written, or waits for readers.
@@ -153,7 +157,9 @@ class RegionLog {
 
   Regions& regions_;
   EpochManager& epochs_;
+  const std::size_t spare_buffers_;
   const std::size_t buffers_most_;
+  std::atomic<std::size_t> writing_{0};  // regions that are full and not on the device yet
   std::vector<std::unique_ptr<LogNamespace>> namespaces_;  // fixed after construction
 
   mutable std::mutex pool_mutex_;
