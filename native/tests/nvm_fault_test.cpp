@@ -167,16 +167,16 @@ class NvmWriteFaults : public NvmTest, public ::testing::WithParamInterface<Writ
 TEST_P(NvmWriteFaults, SomeWrites) {
   FaultRule rule = GetParam().rule;
   const auto id = fault_->add(rule.writes().rate(0.4));
-  fill(0, 6000);
+  fill(0, 3000);
   ASSERT_TRUE(settled());
-  EXPECT_GT(fault_->hits(id), 20U);
-  const Found found = check(0, 6000);
+  EXPECT_GT(fault_->hits(id), 8U);
+  const Found found = check(0, 3000);
   EXPECT_GT(found.dram, 300U) << "DRAM was harmed";
   EXPECT_GT(found.nvm, 200U);
-  EXPECT_TRUE(items_add_up(0, 6000));
+  EXPECT_TRUE(items_add_up(0, 3000));
   EXPECT_EQ(counter("feature_cache_nvm_device_write_errors_total") > 0, GetParam().told);
   EXPECT_EQ(lost("checksum"), counter("feature_cache_nvm_checksum_errors_total"));
-  expect_well(6000);
+  expect_well(3000);
 }
 
 TEST_P(NvmWriteFaults, AllWrites) {
@@ -440,7 +440,9 @@ TEST_F(NvmOutage, AgainAndAgain) {
   std::mt19937_64 random(seed_of(41));
   std::map<std::size_t, std::uint64_t> versions;  // 0: erased
   constexpr std::size_t kKeys = 3000;
-  for (std::size_t round = 0; round < scaled(25); ++round) {
+  // How often the device leaves is a matter of time: go on until it has, within a bound.
+  for (std::size_t round = 0; round < scaled(25) || (outages() <= 3 && round < 20 * scaled(25));
+       ++round) {
     const auto rule = fault_->add(random() % 2 == 0 ? FaultRule::fail(EIO).rate(0.5)
                                                     : FaultRule::corrupt(2000).rate(0.5));
     for (std::size_t step = 0; step < 2000; ++step) {
