@@ -68,6 +68,23 @@ TEST_F(NodeSpeculation, SsdFirst) {
   EXPECT_EQ(speculative("won_by_store"), 0);
 }
 
+// A read starts while the thread of the device still looks at the time that it took before.
+TEST_F(NodeSpeculation, AReadJustStartedIsNotLateBesideOneThatStalls) {
+  NodeConfig config = nvm_config();
+  config.engine.namespaces[0].speculative.after_us = 600'000'000;
+  start_nvm(config);
+  put_down("pin", {"stalled", "a", "b"});
+  const auto stalled = device_->add(FaultRule::stall().reads().times(1));
+  auto waits = ask("stalled");
+  ASSERT_TRUE(device_->wait_hits(stalled, 1));
+  for (int i = 0; i < 50; ++i) {
+    EXPECT_EQ(ask(i % 2 == 0 ? "a" : "b").get().only().status, CellStatus::HitNvm);
+  }
+  EXPECT_EQ(speculative("launched") + speculative("denied"), 0);
+  device_->remove(stalled);
+  EXPECT_EQ(waits.get().only(), on_ssd("stalled"));
+}
+
 TEST_F(NodeSpeculation, ReadsInTimeAskNobody) {
   put_down("pin", {"k"});
   for (int i = 0; i < 20; ++i) {

@@ -353,7 +353,8 @@ void ReadQueue::name_late(std::uint64_t now_ns) {
   std::vector<std::uint64_t> after(rules_.size(), 0);
   for (const auto& read : under_way_) {
     if (!read->may_be_late) continue;
-    const std::uint64_t waited = now_ns - read->submitted_ns;
+    // Reads were started since that time was taken: they have waited for nothing yet.
+    const std::uint64_t waited = now_ns - std::min(now_ns, read->submitted_ns);
     bool open = false;
     for (Target& target : read->targets) {
       const NamespaceIndex ns = target.cell.ns;
