@@ -126,7 +126,7 @@ class NvmConfig:
         io: str = "auto",  # auto | io_uring | threads
         direct: bool = True,  # O_DIRECT where the file system has it
         queue_depth: int = 128,  # reads that a device works on at most
-        io_threads: int = 16,  # of the thread pool
+        io_threads: int = 64,  # of the thread pool
         coalesce_gap_bytes: int = 4096,  # records so near become one read
         queued_reads: int = 65536,  # records that may wait; beyond: THROTTLED
         read_memory_bytes: int = 16 << 20,

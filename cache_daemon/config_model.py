@@ -244,7 +244,7 @@ class NvmSettings(StrictModel):
         default=128, ge=1, le=4096, description="Reads that a device works on at a time."
     )
     io_threads: int = Field(
-        default=16, ge=1, le=256, description="Threads of the pool where io_uring is not used."
+        default=64, ge=1, le=256, description="Threads of the pool where io_uring is not used."
     )
     coalesce_gap: Size = Field(
         default=4096,
@@ -260,7 +260,7 @@ class NvmSettings(StrictModel):
     read_memory: Size = Field(
         default=16 << 20,
         ge=_READ_MEMORY_MIN,
-        description="Bytes of buffers for reads, part of memory.size.",
+        description="Bytes of buffers for reads of all devices together, part of memory.size.",
     )
     write_buffers: int = Field(
         default=2,
@@ -280,6 +280,16 @@ class NvmSettings(StrictModel):
     probe_interval: Duration = Field(
         default=5.0, gt=0, description="How often a device out of service is tried again."
     )
+
+    @model_validator(mode="after")
+    def _every_device_can_read(self) -> "NvmSettings":
+        least = _READ_MEMORY_MIN * len(self.devices)
+        if self.read_memory < least:
+            raise ValueError(
+                f"read_memory: {format_size(self.read_memory)} is too little for "
+                f"{len(self.devices)} devices; each needs {format_size(_READ_MEMORY_MIN)}"
+            )
+        return self
 
     @field_validator("region_size")
     @classmethod

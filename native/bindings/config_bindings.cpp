@@ -193,7 +193,7 @@ void bind_nvm(py::module_& module) {
              return nvm;
            }),
            py::kw_only(), "devices"_a, "region_bytes"_a = 0, "io"_a = "auto", "direct"_a = true,
-           "queue_depth"_a = 128, "io_threads"_a = 16, "coalesce_gap_bytes"_a = 4096,
+           "queue_depth"_a = 128, "io_threads"_a = 64, "coalesce_gap_bytes"_a = 4096,
            "queued_reads"_a = 65536, "read_memory_bytes"_a = 16 << 20, "write_buffers"_a = 2,
            "write_bytes_per_second"_a = 0, "errors_max"_a = 16, "probe_interval_ms"_a = 5000)
       .def_property("devices", devices_of, set_devices)

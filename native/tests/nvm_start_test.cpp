@@ -56,6 +56,7 @@ class NvmStart : public NvmTest {
   EngineConfig two_devices() const {
     EngineConfig both = small_config(path_);
     both.nvm.devices.push_back(both.nvm.devices.front());
+    both.nvm.read_memory_bytes *= 2;
     both.nvm.devices.back().path = other_path_;
     return both;
   }
@@ -191,7 +192,7 @@ TEST_F(NvmStart, AnotherFormatIsSetAside) {
 TEST_F(NvmStart, ADamagedSuperblockIsSetAside) {
   use_file(config());
   // Any byte behind magic and version.
-  for (std::size_t at = 12; at < sizeof(nvm::Superblock); at += 3) {
+  for (std::size_t at = 12; at < sizeof(nvm::Superblock); at += 7) {
     change_superblock(
         [&](nvm::Superblock& superblock) {
           reinterpret_cast<unsigned char*>(&superblock)[at] ^= 0x10;
@@ -427,7 +428,7 @@ TEST_F(NvmKill, AtAnyMoment) {
 }
 
 TEST_F(NvmKill, BetweenHeaderAndBodyOfARegion) {
-  for (int kills = 0; kills < 5; ++kills) {
+  for (int kills = 0; kills < 3; ++kills) {
     const pid_t child = child_that_fills(true);
     ASSERT_GT(child, 0);
     ASSERT_TRUE(hear('r'));

@@ -92,7 +92,7 @@ struct NvmConfig {
   IoKind io = IoKind::Auto;
   bool direct = true;                       // O_DIRECT where the file system has it
   std::uint32_t queue_depth = 128;          // reads that the device works on at most
-  std::uint32_t io_threads = 16;            // of the thread pool
+  std::uint32_t io_threads = 64;            // of the thread pool
   std::uint32_t coalesce_gap_bytes = 4096;  // records so near become one read
   std::uint32_t queued_reads = 65536;       // records that may wait; beyond: THROTTLED
   std::uint64_t read_memory_bytes = std::uint64_t{16} << 20;

@@ -43,6 +43,7 @@ class Promoter {
     item->ns = result.cell.ns;
     item->hash = result.cell.hash;
     item->entry = result.cell.entry;
+    item->generation = result.generation;
     item->domain = result.record.header.domain();
     item->expiry = result.record.header.expiry;
     item->incarnation = result.record.header.incarnation;
@@ -64,6 +65,7 @@ class Promoter {
       lock.unlock();
       if (dram_.promote(item->ns, {.hash = item->hash,
                                    .entry = item->entry,
+                                   .generation = item->generation,
                                    .key = item->key,
                                    .value = item->value,
                                    .domain = item->domain,
@@ -83,6 +85,7 @@ class Promoter {
     NamespaceIndex ns;
     std::uint64_t hash;
     std::uint64_t entry;
+    std::uint64_t generation;
     unsigned domain;
     Tick expiry;
     std::uint16_t incarnation;

@@ -64,6 +64,8 @@ class LowerTier {
   // For a reader within the epoch in which it loaded the entry.
   virtual Where locate(Entry entry, std::uint16_t incarnation, LowerRecord& record) noexcept = 0;
   virtual void unpin(Entry entry) noexcept = 0;
+  // A number that differs for whatever else may ever lie at the entry's place.
+  virtual std::uint64_t generation(Entry entry) const noexcept = 0;
   // Whether an item of `ns` may take this entry's slot in a full pair of buckets.
   virtual bool yields(Entry entry, NamespaceIndex ns) const noexcept = 0;
   // The namespace has a new incarnation: all that it has here is given back, in time. Returns how

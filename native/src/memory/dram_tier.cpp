@@ -340,7 +340,9 @@ bool DramTier::promote(NamespaceIndex ns_index, const Promotion& item) {
     const EpochGuard epoch(epochs_);
     const PairLock pair(index_, place);
     Slot* slot = index_.find_nvm_locked(place, Entry(item.entry).nvm_location());
-    if (slot != nullptr && ns.incarnation.load(std::memory_order_relaxed) == item.incarnation) {
+    // The place may have been used again since the read.
+    if (slot != nullptr && lower_->generation(Entry(item.entry)) == item.generation &&
+        ns.incarnation.load(std::memory_order_relaxed) == item.incarnation) {
       const Entry old(slot->load(std::memory_order_relaxed));
       domain.count_in(*reservation.record);
       supersede_locked(*slot, old,

@@ -68,6 +68,7 @@ class DramTier {
   struct Promotion {
     std::uint64_t hash = 0;
     std::uint64_t entry = 0;
+    std::uint64_t generation = 0;  // of what lay at the entry's place when it was read
     std::string_view key;
     std::string_view value;
     unsigned domain = 0;  // its number within the namespace

@@ -66,7 +66,7 @@ class NvmDevice {
 struct DeviceOptions {
   IoKind io = IoKind::Auto;
   bool direct = true;
-  std::uint32_t io_threads = 16;
+  std::uint32_t io_threads = 64;
 };
 
 // Opens a device, making the file and reserving its space where there is none yet; a file of

@@ -46,6 +46,9 @@ class NvmTier final : public LowerTier {
   void forget(Entry entry) noexcept override { log_.forget(entry); }
   Where locate(Entry entry, std::uint16_t incarnation, LowerRecord& record) noexcept override;
   void unpin(Entry entry) noexcept override;
+  std::uint64_t generation(Entry entry) const noexcept override {
+    return regions_.at(regions_.region_of(entry)).generation.load(std::memory_order_relaxed);
+  }
   bool yields(Entry entry, NamespaceIndex ns) const noexcept override;
   std::uint64_t flush(NamespaceIndex ns) override;
   bool uses_incarnation(std::uint16_t incarnation) const noexcept override {

@@ -49,7 +49,7 @@ void ReadQueue::end_now(std::span<const NvmCell> cells, ReadWaiter& waiter, Read
   results.reserve(cells.size());
   for (const NvmCell& cell : cells) {
     regions_.at(regions_.region_of(Entry(cell.entry))).pins.fetch_sub(1, std::memory_order_release);
-    results.push_back({cell, outcome, {}});
+    results.push_back({cell, outcome, {}, 0});
   }
   waiter.done(results);
 }
@@ -104,7 +104,10 @@ void ReadQueue::run() {
     take_inbox();
     fill();
     deliver();
-    if (watch) name_late(now);
+    if (watch && now >= next_late_check_ns_) {
+      name_late(now);
+      next_late_check_ns_ = now + kLateCheckNs / 2;
+    }
   }
   end_all();
 }
@@ -291,9 +294,9 @@ void ReadQueue::check(const Read& read, const Target& target) {
   const Entry entry(target.cell.entry);
   const std::uint32_t offset = regions_.offset_in_region(entry) - read.begin;
   ReadResult& to = deliveries_.emplace_back(Delivery{target.batch, {}}).result;
+  to.generation = regions_.at(read.region).generation.load(std::memory_order_relaxed);
   to.cell = target.cell;
-  if (!read_record(read.data.get() + offset, read.request.bytes - offset,
-                   regions_.at(read.region).generation.load(std::memory_order_relaxed),
+  if (!read_record(read.data.get() + offset, read.request.bytes - offset, to.generation,
                    entry.nvm_location(), to.record)) {
     to.outcome = ReadOutcome::Damaged;
     counters_.checksum_errors.add();
@@ -306,7 +309,7 @@ void ReadQueue::check(const Read& read, const Target& target) {
 }
 
 void ReadQueue::result(Batch& batch, const NvmCell& cell, ReadOutcome outcome) {
-  deliveries_.push_back({&batch, {cell, outcome, {}}});
+  deliveries_.push_back({&batch, {cell, outcome, {}, 0}});
 }
 
 // Tells every waiter what became of its cells, one call a batch, and takes their pins off.

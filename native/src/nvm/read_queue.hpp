@@ -42,6 +42,7 @@ struct ReadResult {
   NvmCell cell;
   ReadOutcome outcome = ReadOutcome::Hit;
   RecordView record;  // of a Hit; valid during the call
+  std::uint64_t generation = 0;
 };
 
 // Called from the device's thread; must not block.
@@ -164,6 +165,7 @@ class ReadQueue {
   std::size_t memory_bytes_ = 0;  // of all reads' buffers
   RecentLatencies latencies_;
   ServiceTime service_;
+  std::uint64_t next_late_check_ns_ = 0;
 
   std::thread thread_;  // last: it uses the rest
 };
