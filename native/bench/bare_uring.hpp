@@ -1,5 +1,6 @@
 // The peer of random reads: nothing but io_uring. Keeps a number of reads of one block under way at
-// random offsets of an area, replacing each as it ends; nobody looks at what was read.
+// random offsets of an area, replacing each as it ends; nobody looks at what was read. A share of
+// the reads may be of two blocks, as those of records that lie across a boundary are.
 #pragma once
 
 #include <fcntl.h>
@@ -59,16 +60,17 @@ class BareUring {
       : file_(file),
         depth_(depth),
         begin_(begin),
-        last_block_(area / DirectFile::kBlock - 1),
-        blocks_(aligned_blocks(depth)) {
+        last_block_(area / DirectFile::kBlock - 2),
+        blocks_(aligned_blocks(2 * std::size_t{depth})) {
     check(io_uring_queue_init(depth, &ring_, 0));
   }
   ~BareUring() { io_uring_queue_exit(&ring_); }
   BareUring(const BareUring&) = delete;
   BareUring& operator=(const BareUring&) = delete;
 
-  // Reads a second.
-  double run(double seconds) {
+  // Reads a second; of them `two_blocks` (a share) are of two.
+  double run(double seconds, double two_blocks = 0) {
+    two_blocks_ = two_blocks;
     const std::uint64_t start = monotonic_ns();
     const std::uint64_t end = start + static_cast<std::uint64_t>(seconds * 1e9);
     std::uint64_t done = 0;
@@ -105,8 +107,10 @@ class BareUring {
   void prepare(unsigned slot) {
     io_uring_sqe* entry = io_uring_get_sqe(&ring_);
     std::uniform_int_distribution<std::uint64_t> block(0, last_block_);
-    io_uring_prep_read(entry, file_.descriptor(), blocks_.get() + slot * DirectFile::kBlock,
-                       DirectFile::kBlock, begin_ + block(random_) * DirectFile::kBlock);
+    std::uniform_real_distribution<double> share(0.0, 1.0);
+    const unsigned count = two_blocks_ != 0 && share(random_) < two_blocks_ ? 2 : 1;
+    io_uring_prep_read(entry, file_.descriptor(), blocks_.get() + slot * 2 * DirectFile::kBlock,
+                       count * DirectFile::kBlock, begin_ + block(random_) * DirectFile::kBlock);
     io_uring_sqe_set_data64(entry, slot);
   }
 
@@ -116,6 +120,7 @@ class BareUring {
   const std::uint64_t last_block_;
   const AlignedBlocks blocks_;
   std::mt19937_64 random_{1};
+  double two_blocks_ = 0;
   io_uring ring_{};
 };
 

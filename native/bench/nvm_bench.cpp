@@ -31,6 +31,8 @@ int main(int argc, char** argv) {
   try {
     fc::bench::run_on_full_tier(options);
     fc::bench::run_amplification_4_kib(options);
+    fc::bench::run_late_reads(options);
+    fc::bench::run_hybrid(options);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "fc_nvm_bench: %s\n", error.what());
     return 1;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <initializer_list>
 #include <map>
 #include <memory>
@@ -67,47 +66,65 @@ class Counters final : public CounterVisitor {
   std::map<std::string, double> values_;
 };
 
-// An engine with one namespace in DRAM and on one file, which is removed at the end.
+// One namespace in DRAM and on one file.
+struct TierSetup {
+  std::string path;
+  std::uint64_t memory_bytes = 0;
+  std::uint64_t nvm_bytes = 0;  // 0: DRAM alone
+  std::uint32_t region_bytes = 0;
+  std::uint64_t read_memory_bytes = 16 * kMiB;
+  std::size_t value_bytes = kValueBytes;
+  PromotionKind promotion = PromotionKind::Never;
+};
+
+// The config of a namespace `bench` that is given all the memory, and of its NVM tier.
+EngineConfig tier_config(const TierSetup& setup);
+
+// Puts items into a tier and finds keys in it. Ids count from 0.
+class Filler {
+ public:
+  Filler(Engine& engine, const TierSetup& setup);
+
+  // Puts the items of these ids, not faster than the device takes what they push out of DRAM.
+  void fill(std::uint64_t from, std::uint64_t to);
+  // The same from `ids` down to 0: what lies deepest are the last ids.
+  void fill_down(std::uint64_t ids);
+  // Fills until every region has been written and the oldest ones are used again; stops when a
+  // region was just handed to the device. Returns the id after the last.
+  std::uint64_t fill_up();
+  // Keys of random ids below `ids` that are on NVM, or in DRAM. Throws std::runtime_error when
+  // there are too few.
+  std::vector<Key> draw(std::uint64_t ids, std::size_t count, bool on_nvm, unsigned seed);
+
+ private:
+  std::uint64_t step() const noexcept;  // items put between two looks at the device
+  void put(std::uint64_t from, std::uint64_t to);
+  void wait_for_room();
+
+  Engine& engine_;
+  const TierSetup setup_;
+  const std::string value_;
+};
+
+// An engine over its file, which is removed at the end.
 class NvmEngine {
  public:
-  struct Setup {
-    std::string path;
-    std::uint64_t memory_bytes = 0;
-    std::uint64_t nvm_bytes = 0;  // 0: DRAM alone
-    std::uint32_t region_bytes = 0;
-    std::size_t value_bytes = kValueBytes;
-    PromotionKind promotion = PromotionKind::Never;
-  };
-  explicit NvmEngine(const Setup& setup);
+  explicit NvmEngine(const TierSetup& setup);
   ~NvmEngine();
   NvmEngine(const NvmEngine&) = delete;
   NvmEngine& operator=(const NvmEngine&) = delete;
 
   Engine& engine() noexcept { return *engine_; }
-  const Setup& setup() const noexcept { return setup_; }
+  Filler& filler() noexcept { return *filler_; }
+  const TierSetup& setup() const noexcept { return setup_; }
   Counters counters() const { return Counters::of(*engine_); }
-  // Puts the items of these ids, not faster than the device takes what they push out of DRAM.
-  void fill(std::uint64_t from, std::uint64_t to);
-  // Fills with ids from 0 until every region has been written and the oldest ones are used again;
-  // stops when a region was just handed to the device. Returns the id after the last.
-  std::uint64_t fill_up();
-  // Keys of random ids below `ids` that are where `on_nvm` says.
-  std::vector<Key> draw(std::uint64_t ids, std::size_t count, bool on_nvm, unsigned seed);
 
  private:
-  void put(std::uint64_t from, std::uint64_t to);
-  void wait_for_room();
-
-  const Setup setup_;
+  const TierSetup setup_;
   BootClock clock_;
   std::unique_ptr<Engine> engine_;
-  const std::string value_;
+  std::unique_ptr<Filler> filler_;
 };
-
-// The config of a namespace `bench` that is given all the memory, and of its NVM tier.
-EngineConfig nvm_engine_config(const NvmEngine::Setup& setup);
-// Gives the domains of a config equal parts of what its memory leaves them.
-void share_memory(EngineConfig& config);
 
 // Bytes written for each byte of keys and values admitted, since the start.
 void print_amplification(const std::string& metric, const Counters& counters);
@@ -115,5 +132,7 @@ void print_amplification(const std::string& metric, const Counters& counters);
 // The parts; each measures those of its metrics that `options` asks for.
 void run_on_full_tier(const Options& options);
 void run_amplification_4_kib(const Options& options);
+void run_late_reads(const Options& options);
+void run_hybrid(const Options& options);
 
 }  // namespace fc::bench

@@ -4,14 +4,16 @@
 #include <cstdarg>
 #include <cstdio>
 #include <random>
+#include <stdexcept>
 #include <thread>
 
+#include "core/layout.hpp"
 #include "nvm_bench.hpp"
 
 namespace fc::bench {
 namespace {
 
-constexpr std::uint64_t kPollEvery = 4 * kMiB;  // of items put
+constexpr std::uint64_t kPollEvery = kMiB;  // of items put
 constexpr std::uint64_t kSayEveryNs = 5'000'000'000;
 constexpr double kLeastFree = 2;  // regions that demotions find clean
 
@@ -59,21 +61,7 @@ void Counters::add(std::string_view name, Labels labels, double value) {
   values_[key + '}'] += value;
 }
 
-void share_memory(EngineConfig& config) {
-  std::size_t domains = 0;
-  for (const NamespaceConfig& ns : config.namespaces) domains += ns.domains.size();
-  // Two steps: how much there is to share depends on the number of domains, not on their sizes.
-  for (int step = 0; step < 2; ++step) {
-    const Geometry geometry = Geometry::plan(config);
-    config.segment_bytes = geometry.segment_bytes;
-    const std::uint64_t budget = geometry.domain_bytes() / domains;
-    for (NamespaceConfig& ns : config.namespaces) {
-      for (DomainConfig& domain : ns.domains) domain.budget_bytes = budget;
-    }
-  }
-}
-
-EngineConfig nvm_engine_config(const NvmEngine::Setup& setup) {
+EngineConfig tier_config(const TierSetup& setup) {
   EngineConfig config;
   config.memory_bytes = setup.memory_bytes;
   config.expected_item_bytes = static_cast<std::uint32_t>(kKeyBytes + setup.value_bytes);
@@ -85,25 +73,31 @@ EngineConfig nvm_engine_config(const NvmEngine::Setup& setup) {
   ns.nvm.promotion = setup.promotion;
   config.namespaces.push_back(ns);
   if (setup.nvm_bytes != 0) {
-    config.nvm.devices = {{setup.path, 64 * 1024 + setup.nvm_bytes}};
+    config.nvm.devices = {{setup.path, layout::kNvmDataOffset + setup.nvm_bytes}};
     config.nvm.region_bytes = setup.region_bytes;
     config.nvm.queue_depth = kQueueDepth;
+    config.nvm.read_memory_bytes = setup.read_memory_bytes;
   }
-  share_memory(config);
+  const Geometry geometry = Geometry::plan(config);
+  config.segment_bytes = geometry.segment_bytes;
+  config.namespaces[0].domains[0].budget_bytes = geometry.domain_bytes();
   return config;
 }
 
-NvmEngine::NvmEngine(const Setup& setup)
+NvmEngine::NvmEngine(const TierSetup& setup)
     : setup_(setup),
-      engine_(make_engine(nvm_engine_config(setup), clock_, true)),
-      value_(setup.value_bytes, 'v') {}
+      engine_(make_engine(tier_config(setup), clock_, true)),
+      filler_(std::make_unique<Filler>(*engine_, setup)) {}
 
 NvmEngine::~NvmEngine() {
   engine_.reset();
   if (setup_.nvm_bytes != 0) unlink(setup_.path.c_str());
 }
 
-void NvmEngine::put(std::uint64_t from, std::uint64_t to) {
+Filler::Filler(Engine& engine, const TierSetup& setup)
+    : engine_(engine), setup_(setup), value_(setup.value_bytes, 'v') {}
+
+void Filler::put(std::uint64_t from, std::uint64_t to) {
   std::vector<Key> keys(kBatch);
   std::vector<PutItem> items(kBatch);
   std::vector<WriteStatus> statuses(kBatch);
@@ -114,44 +108,54 @@ void NvmEngine::put(std::uint64_t from, std::uint64_t to) {
       items[i].key = keys[i].view();
       items[i].value = value_;
     }
-    engine_->put(0, std::span(items).first(n), std::span(statuses).first(n));
+    engine_.put(0, std::span(items).first(n), std::span(statuses).first(n));
   }
 }
 
 // What finds no write buffer or no clean region is dropped.
-void NvmEngine::wait_for_room() {
+void Filler::wait_for_room() {
   for (;;) {
-    const Counters now = counters();
+    const Counters now = Counters::of(engine_);
     if (now.regions("writing") == 0 && now.regions("free") >= kLeastFree) return;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
 
-void NvmEngine::fill(std::uint64_t from, std::uint64_t to) {
-  const std::uint64_t step = kPollEvery / (kKeyBytes + setup_.value_bytes);
-  for (std::uint64_t id = from; id < to; id += step) {
-    put(id, std::min(id + step, to));
+std::uint64_t Filler::step() const noexcept {
+  return kPollEvery / (kKeyBytes + setup_.value_bytes);
+}
+
+void Filler::fill(std::uint64_t from, std::uint64_t to) {
+  for (std::uint64_t id = from; id < to; id += step()) {
+    put(id, std::min(id + step(), to));
     if (setup_.nvm_bytes != 0) wait_for_room();
   }
 }
 
-std::uint64_t NvmEngine::fill_up() {
-  const std::uint64_t step = kPollEvery / (kKeyBytes + setup_.value_bytes);
-  const double region = counters()["feature_cache_nvm_region_bytes"];
+void Filler::fill_down(std::uint64_t ids) {
+  for (std::uint64_t end = ids; end > 0;) {
+    const std::uint64_t from = end - std::min(end, step());
+    fill(from, end);
+    end = from;
+  }
+}
+
+std::uint64_t Filler::fill_up() {
+  const double region = Counters::of(engine_)["feature_cache_nvm_region_bytes"];
   const double wanted = static_cast<double>(setup_.nvm_bytes) + 2 * region;
   std::uint64_t next = 0;
   std::uint64_t said = monotonic_ns();
   double written = 0;
   while (written < wanted) {
-    fill(next, next + step);
-    next += step;
-    written = counters()["feature_cache_nvm_device_written_bytes_total"];
+    fill(next, next + step());
+    next += step();
+    written = Counters::of(engine_)["feature_cache_nvm_device_written_bytes_total"];
     if (monotonic_ns() - said < kSayEveryNs) continue;
     say("filling: %.0f of %.0f MiB", written / kMiB, wanted / kMiB);
     said = monotonic_ns();
   }
   // To the seam between two regions: what was admitted and what was written are then the same.
-  while (counters().regions("writing") == 0) {
+  while (Counters::of(engine_).regions("writing") == 0) {
     put(next, next + kBatch / 10);
     next += kBatch / 10;
   }
@@ -159,7 +163,7 @@ std::uint64_t NvmEngine::fill_up() {
   return next;
 }
 
-std::vector<Key> NvmEngine::draw(std::uint64_t ids, std::size_t count, bool on_nvm, unsigned seed) {
+std::vector<Key> Filler::draw(std::uint64_t ids, std::size_t count, bool on_nvm, unsigned seed) {
   std::mt19937_64 rng(seed);
   std::uniform_int_distribution<std::uint64_t> uniform(0, ids - 1);
   std::vector<Key> found;
@@ -175,8 +179,8 @@ std::vector<Key> NvmEngine::draw(std::uint64_t ids, std::size_t count, bool on_n
     cells.clear();
     GetColumn column = batch.column();
     column.nvm = &cells;
-    engine_->get(column);
-    engine_->release(cells);
+    engine_.get(column);
+    engine_.release(cells);
     if (on_nvm) {
       for (const NvmCell& cell : cells) found.push_back(keys[cell.position]);
     } else {

@@ -15,9 +15,21 @@ namespace fc::bench {
 class ReadClient {
  public:
   struct Total {
-    double keys_per_second = 0;
-    std::uint64_t keys = 0;
-    std::uint64_t hits = 0;
+    std::uint64_t keys = 0;  // answered within the time measured
+    std::uint64_t elapsed_ns = 0;
+    std::uint64_t all_keys = 0;  // with those of the end, when the device runs dry
+    std::uint64_t hits = 0;      // of all
+
+    double keys_per_second() const {
+      return elapsed_ns == 0 ? 0
+                             : static_cast<double>(keys) * 1e9 / static_cast<double>(elapsed_ns);
+    }
+    void operator+=(const Total& more) {
+      keys += more.keys;
+      elapsed_ns += more.elapsed_ns;
+      all_keys += more.all_keys;
+      hits += more.hits;
+    }
   };
 
   // Batches of kBatch keys out of `stream`, which outlives it.
@@ -30,32 +42,31 @@ class ReadClient {
 
   // Until `ends(elapsed_ns)`, asked after each batch; then waits for what is under way.
   template <class Ends>
-  Total run(Ends&& ends) {
+  Total run_until(Ends&& ends) {
     const std::uint64_t start = monotonic_ns();
     std::vector<std::shared_ptr<Request>> ready = requests_;
     Total total;
     std::size_t out = 0;
-    std::uint64_t elapsed = 0;
     bool going = true;
     while (going || out != 0) {
       for (const auto& request : ready) {
-        if (!going) break;
-        if (send(request)) ++out;
+        if (going && send(request)) ++out;
       }
       if (out == 0) break;
       ready = take_ended();
       out -= ready.size();
-      if (!going) continue;  // its time is not measured: the device runs dry
-      elapsed = monotonic_ns() - start;
-      for (const auto& request : ready) {
-        total.keys += kBatch;
-        total.hits += request->hits;
-      }
-      going = !ends(elapsed);
+      for (const auto& request : ready) total.hits += request->hits;
+      total.all_keys += ready.size() * kBatch;
+      if (!going) continue;
+      total.keys = total.all_keys;
+      total.elapsed_ns = monotonic_ns() - start;
+      going = !ends(total.elapsed_ns);
     }
-    total.keys_per_second = static_cast<double>(total.keys) * 1e9 /
-                            static_cast<double>(std::max<std::uint64_t>(elapsed, 1));
     return total;
+  }
+  Total run(double seconds) {
+    const auto limit = static_cast<std::uint64_t>(seconds * 1e9);
+    return run_until([=](std::uint64_t elapsed_ns) { return elapsed_ns >= limit; });
   }
 
  private:
