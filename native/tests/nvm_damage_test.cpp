@@ -266,7 +266,7 @@ TEST_F(NvmFlips, AreDetectedOrHarmless) {
     end += kRound;
     // Filling on empties every region that the last round has damaged.
     fill(begin, end);
-    EXPECT_TRUE(items_add_up(0, end)) << "entries were left behind, round " << round;
+    ASSERT_TRUE(items_add_up(0, end)) << "entries were left behind, round " << round;
     walked = lost("device");
     kept_damaged =
         lost("checksum") - Counters::of(*engine_).at("feature_cache_nvm_checksum_errors_total");

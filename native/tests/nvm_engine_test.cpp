@@ -249,7 +249,7 @@ TEST_F(NvmEngine, WritesTakeHardlyAnyOtherKeyAlong) {
   config.namespaces[0].nvm.budget_bytes = 1000ull * kRegionBytes;
   config.nvm = nvm_config(folder_.file("nvm"), 1030);
   start(config);
-  constexpr std::size_t kItems = 150'000;
+  constexpr std::size_t kItems = scaled(150'000);
   fill(0, kItems);
   std::size_t missing = 0;
   for (std::size_t i = 0; i < kItems; i += 10'000) missing += check(i, i + 10'000).missing;

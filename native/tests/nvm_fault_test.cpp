@@ -474,7 +474,6 @@ TEST_F(NvmOutage, AgainAndAgain) {
 TEST_F(NvmOutage, OneOfTwoDevices) {
   EngineConfig config = small_config(folder_.file("first"));
   config.nvm.devices.push_back(config.nvm.devices[0]);
-  config.nvm.read_memory_bytes *= 2;
   config.nvm.devices[1].path = folder_.file("second");
   for (NvmDeviceConfig& device : config.nvm.devices) {
     device.bytes = kFirstRegion + 14 * kRegionBytes;

@@ -56,7 +56,6 @@ class NvmStart : public NvmTest {
   EngineConfig two_devices() const {
     EngineConfig both = small_config(path_);
     both.nvm.devices.push_back(both.nvm.devices.front());
-    both.nvm.read_memory_bytes *= 2;
     both.nvm.devices.back().path = other_path_;
     return both;
   }
