@@ -159,7 +159,7 @@ class LimitSettings(StrictModel):
         description="Bytes of one reply; cells that do not fit come back as THROTTLED.",
     )
     max_pending_batches: int = Field(
-        default=4096, ge=1, le=1 << 20, description="Reads that may wait for a store at a time."
+        default=4096, ge=1, le=1 << 20, description="Reads that may wait for NVM or a store."
     )
 
     @model_validator(mode="after")
@@ -260,7 +260,7 @@ class NvmSettings(StrictModel):
     read_memory: Size = Field(
         default=16 << 20,
         ge=_READ_MEMORY_MIN,
-        description="Bytes of buffers for reads of all devices together, part of memory.size.",
+        description="Bytes of buffers for the reads of one device, part of memory.size.",
     )
     write_buffers: int = Field(
         default=2,
@@ -280,16 +280,6 @@ class NvmSettings(StrictModel):
     probe_interval: Duration = Field(
         default=5.0, gt=0, description="How often a device out of service is tried again."
     )
-
-    @model_validator(mode="after")
-    def _every_device_can_read(self) -> "NvmSettings":
-        least = _READ_MEMORY_MIN * len(self.devices)
-        if self.read_memory < least:
-            raise ValueError(
-                f"read_memory: {format_size(self.read_memory)} is too little for "
-                f"{len(self.devices)} devices; each needs {format_size(_READ_MEMORY_MIN)}"
-            )
-        return self
 
     @field_validator("region_size")
     @classmethod
@@ -404,7 +394,7 @@ class NamespaceSettings(StrictModel):
         description="How long a store's not-found answer is remembered; 0: not at all.",
     )
     fetch_timeout: Duration = Field(
-        default=1.0, gt=0, description="How long a read without a deadline waits for the store."
+        default=1.0, gt=0, description="How long a read without a deadline waits."
     )
     rules: tuple[RuleSettings, ...] = Field(default=(), max_length=256)
     nvm: NvmShareSettings | None = Field(

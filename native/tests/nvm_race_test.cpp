@@ -322,6 +322,9 @@ TEST_F(NvmRaces, ARegionIsNotUsedAgainWhileARecordOfItIsToBeRead) {
   const std::size_t from = pushed_;
   push([&] { return pushed_ > from + 20'000; });
   EXPECT_TRUE(eventually([&] { return regions("emptying") == 1; })) << "the pinned one";
+  const double demoted = counter("feature_cache_namespace_nvm_demoted_total");
+  SCOPED_TRACE("one slow read must not stop all demotions");
+  push([&] { return counter("feature_cache_namespace_nvm_demoted_total") > demoted + 3'000; });
   const auto answers = read(held);
   ASSERT_TRUE(answers->wait(1));
   EXPECT_EQ(answers->at(0).status, CellStatus::HitNvm);
@@ -409,6 +412,7 @@ class NvmPromotion : public NvmRaces {
   void SetUp() override {
     NvmRaces::SetUp();
     bring_to_device("k", "old");
+    ASSERT_TRUE(settled());  // nothing comes up while the device has its hands full
     EXPECT_EQ(get(*engine_, ns_, "k").status, CellStatus::HitNvm);
     points_.block("promote:filled");
     promoting_ = in_thread([this] { engine_->maintain(); });

@@ -95,7 +95,7 @@ struct NvmConfig {
   std::uint32_t io_threads = 64;            // of the thread pool
   std::uint32_t coalesce_gap_bytes = 4096;  // records so near become one read
   std::uint32_t queued_reads = 65536;       // records that may wait; beyond: THROTTLED
-  std::uint64_t read_memory_bytes = std::uint64_t{16} << 20;
+  std::uint64_t read_memory_bytes = std::uint64_t{16} << 20;  // of each device
   std::uint32_t write_buffers = 2;           // regions being written, beyond one open a namespace
   std::uint64_t write_bytes_per_second = 0;  // budget for the SSD's endurance; 0: none
   std::uint32_t errors_max = 16;             // of late; then the device is out of service

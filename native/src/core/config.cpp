@@ -102,8 +102,8 @@ void validate_nvm(const EngineConfig& config) {
   if (nvm.io_threads == 0 || nvm.io_threads > 256) bad("nvm io_threads must lie in 1..256");
   if (nvm.coalesce_gap_bytes > (64u << 10)) bad("nvm coalesce_gap_bytes is above 64 KiB");
   if (nvm.queued_reads == 0) bad("nvm queued_reads must be positive");
-  if (nvm.read_memory_bytes / nvm.devices.size() < 2 * layout::kMaxNvmRecordBytes) {
-    bad("nvm read_memory_bytes must be at least 4 MiB a device: a read may bring 2 MiB");
+  if (nvm.read_memory_bytes < 2 * layout::kMaxNvmRecordBytes) {
+    bad("nvm read_memory_bytes must be at least 4 MiB: a read may bring 2 MiB");
   }
   if (nvm.write_buffers == 0 || nvm.write_buffers > 64) bad("nvm write_buffers must lie in 1..64");
   if (nvm.errors_max == 0) bad("nvm errors_max must be positive");
@@ -163,8 +163,8 @@ void plan_nvm(const EngineConfig& config, Geometry& plan) {
   const std::uint64_t listed = plan.region_bytes / record * layout::kNvmListedBytes;
   // One buffer more is the region writer's own.
   plan.nvm_memory_bytes = (shares + nvm.write_buffers + 1) * (plan.region_bytes + listed) +
-                          regions * layout::kRegionTableBytes + nvm.read_memory_bytes +
-                          sketch_bytes;
+                          regions * layout::kRegionTableBytes +
+                          nvm.devices.size() * nvm.read_memory_bytes + sketch_bytes;
 }
 
 std::uint32_t automatic_segment_bytes(const EngineConfig& config) {

@@ -97,10 +97,9 @@ NvmTier::NvmTier(const EngineConfig& config, const Geometry& geometry,
       writer_(log_, regions_, index, ticks,
               {.set_id = set_id_, .probe_interval_ms = config.nvm.probe_interval_ms}) {
   format_devices();
-  NvmConfig of_one = config.nvm;
-  of_one.read_memory_bytes = config.nvm.read_memory_bytes / devices.size();
   for (std::size_t d = 0; d < devices.size(); ++d) {
-    queues_.push_back(std::make_unique<ReadQueue>(regions_, d, of_one, late_rules(config), reads_));
+    queues_.push_back(
+        std::make_unique<ReadQueue>(regions_, d, config.nvm, late_rules(config), reads_));
   }
 }
 

@@ -322,13 +322,13 @@ std::optional<std::uint32_t> RegionLog::take_region_locked() {
 
 void RegionLog::release_buffer_locked(std::uint32_t region) {
   std::byte* buffer = regions_.at(region).buffer.exchange(nullptr, std::memory_order_acq_rel);
-  if (buffer != nullptr) limbo_.push_back({~0u, buffer, epochs_.retire()});
+  if (buffer != nullptr) limbo_.push_back({~0u, buffer, epochs_.retire(), false});
 }
 
 void RegionLog::collect_locked() {
   if (limbo_.empty()) return;
   const std::uint64_t safe = epochs_.safe_before();
-  std::erase_if(limbo_, [&](const Waiting& waiting) {
+  std::erase_if(limbo_, [&](Waiting& waiting) {
     if (waiting.epoch >= safe) return false;
     if (waiting.buffer != nullptr) {
       free_buffers_.push_back(waiting.buffer);
@@ -336,10 +336,12 @@ void RegionLog::collect_locked() {
     }
     Region& row = regions_.at(waiting.region);
     // Whoever pinned it did so within an epoch that is over by now.
-    if (row.pins.load(std::memory_order_acquire) != 0) return false;
     LogNamespace& ns = *namespaces_[row.ns.load(std::memory_order_relaxed)];
+    // A region that a slow read holds is not as good as free: another one goes for it.
+    if (!waiting.held) ns.leaving.fetch_sub(1, std::memory_order_relaxed);
+    waiting.held = row.pins.load(std::memory_order_acquire) != 0;
+    if (waiting.held) return false;
     ns.used_regions.fetch_sub(1, std::memory_order_relaxed);
-    ns.leaving.fetch_sub(1, std::memory_order_relaxed);
     row.incarnation.store(0, std::memory_order_relaxed);
     row.state.store(RegionState::Free, std::memory_order_release);
     free_[regions_.device_of(waiting.region)].push_back(waiting.region);
@@ -451,7 +453,7 @@ void RegionLog::retire(std::uint32_t region) {
   namespaces_[row.ns.load(std::memory_order_relaxed)]->leaving.fetch_add(1,
                                                                          std::memory_order_relaxed);
   release_buffer_locked(region);
-  limbo_.push_back({region, nullptr, epochs_.retire()});
+  limbo_.push_back({region, nullptr, epochs_.retire(), false});
 }
 
 std::vector<std::uint32_t> RegionLog::doom_device(std::size_t device) {

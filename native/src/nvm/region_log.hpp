@@ -140,6 +140,7 @@ class RegionLog {
     std::uint32_t region;
     std::byte* buffer;
     std::uint64_t epoch;
+    bool held = false;  // by reads, though no epoch sees it any more: that may last
   };
 
   Refusal judge_locked(LogNamespace& ns, const DemotedRecord& record, std::size_t bytes,
