@@ -6,10 +6,11 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
-#include <set>
 #include <system_error>
+#include <thread>
 
 #include "bindings.hpp"
+#include "callback_thread.hpp"
 #include "client_bindings.hpp"
 #include "feature_cache/engine.hpp"
 #include "feature_cache/node.hpp"
@@ -207,9 +208,9 @@ class PyFetchBatch {
 // that asks for the interpreter's lock after that would never return.
 class LiveNodes {
  public:
-  void add(Node* node) {
+  void add(Node* node, CallbackThread* callbacks) {
     const std::lock_guard lock(mutex_);
-    nodes_.insert(node);
+    nodes_.emplace(node, callbacks);
   }
   void remove(Node* node) {
     const std::lock_guard lock(mutex_);
@@ -217,12 +218,15 @@ class LiveNodes {
   }
   void stop_all() {
     const std::lock_guard lock(mutex_);
-    for (Node* node : nodes_) node->stop();
+    for (const auto& [node, callbacks] : nodes_) {
+      node->stop();
+      callbacks->drain();
+    }
   }
 
  private:
   std::mutex mutex_;
-  std::set<Node*> nodes_;
+  std::map<Node*, CallbackThread*> nodes_;
 };
 
 LiveNodes& live_nodes() {
@@ -295,12 +299,13 @@ class PyNode {
     } catch (const std::system_error& error) {
       raise_os_error(error);
     }
-    live_nodes().add(node_.get());
+    live_nodes().add(node_.get(), &callbacks_);
   }
   ~PyNode() {
     live_nodes().remove(node_.get());
     py::gil_scoped_release release;
     node_->stop();
+    callbacks_.drain();
     node_.reset();
   }
   PyNode(const PyNode&) = delete;
@@ -334,10 +339,21 @@ class PyNode {
     RequestBytes bytes = copy(request);
     auto callback = std::make_shared<py::function>(std::move(done));
     py::gil_scoped_release release;
-    node_->batch_get(std::move(bytes), timeout_ms,
-                     [callback](CallStatus status, std::vector<Buffer> pieces) mutable {
-                       call_back<Reply>(callback, {std::move(status), std::move(pieces)});
-                     });
+    const auto caller = std::this_thread::get_id();
+    node_->batch_get(
+        std::move(bytes), timeout_ms,
+        [this, caller, callback](CallStatus status, std::vector<Buffer> pieces) mutable {
+          // Shared, since a std::function copies what it holds.
+          const auto outcome =
+              std::make_shared<Outcome>(Outcome{std::move(status), std::move(pieces)});
+          if (std::this_thread::get_id() == caller) {
+            call_back<Reply>(callback, std::move(*outcome));
+          } else {
+            callbacks_.post([callback = std::move(callback), outcome]() mutable {
+              call_back<Reply>(callback, std::move(*outcome));
+            });
+          }
+        });
   }
   py::object batch_put(const py::bytes& request, double) {
     return write(request, &Node::batch_put);
@@ -387,6 +403,7 @@ class PyNode {
   void stop() {
     py::gil_scoped_release release;
     node_->stop();
+    callbacks_.drain();
   }
 
  private:
@@ -423,6 +440,7 @@ class PyNode {
     callback.reset();
   }
 
+  CallbackThread callbacks_;  // first in, last out: the node posts to it
   std::unique_ptr<Node> node_;
 };
 

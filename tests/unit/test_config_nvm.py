@@ -134,11 +134,6 @@ _SPECULATIVE = "    speculative: {after: p99, budget: 5%}\n"
         ("nvm:\n  dev", "nvm:\n  queued_reads: 0\n  dev", "it must be at least 1"),
         ("nvm:\n  dev", "nvm:\n  queued_reads: 4294967296\n  dev", "it must be at most"),
         ("nvm:\n  dev", "nvm:\n  read_memory: 1MiB\n  dev", "it must be at least 4MiB"),
-        (
-            "nvm:\n  devices:\n",
-            "nvm:\n  read_memory: 7MiB\n  devices:\n    - {path: other, size: 1GiB}\n",
-            "read_memory: 7MiB is too little for 2 devices; each needs 4MiB",
-        ),
         ("nvm:\n  dev", "nvm:\n  write_buffers: 0\n  dev", "it must be at least 1"),
         ("nvm:\n  dev", "nvm:\n  write_buffers: 65\n  dev", "it must be at most 64"),
         ("nvm:\n  dev", "nvm:\n  write_rate: fast\n  dev", "'fast' is not a size"),
