@@ -86,7 +86,7 @@ _PLANS = (
     ),
     _Plan(
         Metric("healthy_launch_share", "of NVM keys, no delay, late from p99 on", limit=0.01),
-        "",
+        "of keys",
     ),
     _Plan(
         Metric(
@@ -94,7 +94,7 @@ _PLANS = (
             "every read 50 ms late: more keys asked of the store, the worst second's share",
             limit=0.05,
         ),
-        "",
+        "of keys",
     ),
     _Plan(
         Metric("hybrid_hit_ratio", "Zipf 0.9, keys of 4x the hybrid's size, NVM 8x DRAM"),

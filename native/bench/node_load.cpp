@@ -45,7 +45,7 @@ void SlowStore::take() {
     if (stop_) return;
     if (batch == nullptr) continue;
     const std::uint64_t now = monotonic_ns();
-    log_.push_back({now, batch->key_count()});
+    log_.push_back({now, batch->key_count(), batch->priority()});
     out_.push_back({now + delay_ns_, std::move(batch)});
     changed_.notify_all();
   }

@@ -25,6 +25,7 @@ class SlowStore {
   struct Taken {
     std::uint64_t at_ns;
     std::size_t keys;
+    FetchPriority priority;
   };
 
   SlowStore(Node& node, std::uint64_t delay_ns, std::size_t value_bytes);

@@ -110,11 +110,6 @@ void run_random_read(const Options& options, NvmEngine& tier, const std::vector<
 // ---- the latency of a batch
 // ----------------------------------------------------------------------
 
-struct Place {
-  std::uint64_t offset;  // of the device; whole blocks
-  std::uint32_t bytes;
-};
-
 // Where the records of a batch lie, in the order of its keys.
 std::vector<Place> places_of(Engine& engine, Batch& batch) {
   std::vector<NvmCell> cells;
@@ -139,11 +134,13 @@ std::vector<Place> places_of(Engine& engine, Batch& batch) {
 void run_batch_latency(const Options& options, NvmEngine& tier, const std::vector<Key>& stream) {
   const DirectFile file(tier.setup().path);
   const AlignedBlocks block = aligned_blocks(2);
+  BareUring bare(file, kQueueDepth, layout::kNvmDataOffset, tier.setup().nvm_bytes);
   Batch batch(kSmallBatch);
   std::size_t at = 0;
   for (unsigned round = 0; round < options.rounds; ++round) {
     std::vector<double> ours;
     std::vector<double> theirs;
+    std::vector<double> least;
     for (std::size_t b = 0; b < kSmallBatchesEachRound; ++b) {
       for (std::size_t i = 0; i < kSmallBatch; ++i) batch.keys[i] = stream[at + i].view();
       at = at + 2 * kSmallBatch > stream.size() ? 0 : at + kSmallBatch;
@@ -163,10 +160,12 @@ void run_batch_latency(const Options& options, NvmEngine& tier, const std::vecto
       for (const Place& place : places) file.read(block.get(), place.bytes, place.offset);
       theirs.push_back(ns_to_us(monotonic_ns() - start));
       if (b % 2 != 0) mine();
+      least.push_back(ns_to_us(bare.read_all(places)));
     }
     const double p50 = quantile(ours, 0.5);
     print_round("batch_latency", {{"value", p50},
                                   {"peer_value", quantile(theirs, 0.5)},
+                                  {"bare_io_uring_us", quantile(least, 0.5)},
                                   {"slowest_us", ours.back()},
                                   {"peer_slowest_us", theirs.back()}});
   }
