@@ -415,7 +415,13 @@ class NvmPromotion : public NvmRaces {
     ASSERT_TRUE(settled());  // nothing comes up while the device has its hands full
     EXPECT_EQ(get(*engine_, ns_, "k").status, CellStatus::HitNvm);
     points_.block("promote:filled");
-    promoting_ = in_thread([this] { engine_->maintain(); });
+    // A read's answer comes before its promotion is asked for.
+    promoting_ = in_thread([this] {
+      eventually([this] {
+        engine_->maintain();
+        return points_.reached("promote:filled") != 0;
+      });
+    });
     ASSERT_TRUE(points_.wait_blocked("promote:filled"));
   }
   void go_on() {
