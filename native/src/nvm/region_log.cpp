@@ -394,21 +394,24 @@ RegionLog::Work RegionLog::next_work(Tick now, std::uint64_t wait_ms) {
       return work;
     }
   }
+  // What has expired as a whole goes first, wherever it stands; looked for once a tick, since it
+  // means a look at every region.
+  for (std::size_t n = 0; now != looked_for_expired_ && n < namespaces_.size(); ++n) {
+    LogNamespace& ns = *namespaces_[n];
+    const std::lock_guard lock(ns.mutex);
+    const auto expired = std::find_if(ns.sealed.begin(), ns.sealed.end(), [&](std::uint32_t r) {
+      return regions_.at(r).last_expiry <= now;
+    });
+    if (expired == ns.sealed.end()) continue;
+    work.empty = *expired;
+    ns.sealed.erase(expired);
+    return work;
+  }
+  looked_for_expired_ = now;
   for (const auto& ns : namespaces_) {
-    if (ns->budget_regions == 0) continue;
+    if (ns->budget_regions == 0 || !wants_room(*ns)) continue;
     const std::lock_guard lock(ns->mutex);
     if (ns->sealed.empty()) continue;
-    // What has expired as a whole goes first, wherever it stands.
-    const auto expired =
-        std::find_if(ns->sealed.begin(), ns->sealed.end(),
-                     [&](std::uint32_t region) { return regions_.at(region).last_expiry <= now; });
-    if (expired != ns->sealed.end()) {
-      work.empty = *expired;
-      ns->sealed.erase(expired);
-      return work;
-    }
-    // Regions that only wait for their readers are as good as free.
-    if (!wants_room(*ns)) continue;
     work.empty = ns->sealed.front();
     work.keep_hits = true;
     ns->sealed.pop_front();

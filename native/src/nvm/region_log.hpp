@@ -163,6 +163,7 @@ class RegionLog {
   std::atomic<std::size_t> writing_{0};  // regions that are full and not on the device yet
   std::vector<std::unique_ptr<LogNamespace>> namespaces_;  // fixed after construction
 
+  Tick looked_for_expired_ = 0;  // the region writer's own
   mutable std::mutex pool_mutex_;
   std::condition_variable work_;
   bool woken_ = false;                           // guarded by pool_mutex_
