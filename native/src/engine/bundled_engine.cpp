@@ -24,10 +24,9 @@ class WaitingReader final : public NvmReader {
   void answer(std::span<const NvmAnswer> answers) override {
     const std::lock_guard lock(mutex_);
     for (const NvmAnswer& answer : answers) {
-      Kept& kept = answers_[next_++];
-      kept.cell = answer.cell;
-      kept.status = answer.status;
-      kept.value.append(answer.value.data(), answer.value.size());
+      answers_[next_++] = {answer.cell, answer.status, values_.size(),
+                           static_cast<std::uint32_t>(answer.value.size())};
+      values_.append(answer.value.data(), answer.value.size());
     }
     left_ -= answers.size();
     // Under the lock: who waits may be gone as soon as it is released.
@@ -39,16 +38,21 @@ class WaitingReader final : public NvmReader {
   struct Kept {
     NvmCell cell;
     CellStatus status = CellStatus::Miss;
-    Buffer value;
+    std::size_t offset = 0;  // of its value
+    std::uint32_t bytes = 0;
   };
   // All answers, in the order of their positions.
-  std::vector<Kept> wait() {
+  const std::vector<Kept>& wait() {
     std::unique_lock lock(mutex_);
     ended_.wait(lock, [this] { return left_ == 0; });
     std::sort(answers_.begin(), answers_.end(),
               [](const Kept& a, const Kept& b) { return a.cell.position < b.cell.position; });
-    return std::move(answers_);
+    return answers_;
   }
+  const std::uint8_t* value(const Kept& kept) const noexcept {
+    return values_.data() + kept.offset;
+  }
+  std::size_t value_bytes() const noexcept { return values_.size(); }
 
  private:
   std::mutex mutex_;
@@ -56,13 +60,13 @@ class WaitingReader final : public NvmReader {
   std::size_t left_;
   std::size_t next_ = 0;
   std::vector<Kept> answers_;
+  Buffer values_;
 };
 
 // Puts the answers of NVM cells into a column, in key order with what is there.
-void merge(GetColumn& column, std::span<const WaitingReader::Kept> answers) {
-  std::uint64_t total = column.values->size();
-  for (const WaitingReader::Kept& kept : answers) total += kept.value.size();
-  Buffer merged(static_cast<std::size_t>(total) + 1);
+void merge(GetColumn& column, WaitingReader& reader) {
+  const std::vector<WaitingReader::Kept>& answers = reader.wait();
+  Buffer merged(column.values->size() + reader.value_bytes() + 1);
   // What other columns had put there stays in front.
   std::size_t own = 0;
   for (std::size_t i = 0; i < column.keys.size(); ++i) own += column.lengths[i];
@@ -85,12 +89,12 @@ void merge(GetColumn& column, std::span<const WaitingReader::Kept> answers) {
     }
     if (!carries_value(kept.status)) continue;
     // The reply's limit, as for what was found in DRAM.
-    if (merged.size() - first + kept.value.size() > column.max_value_bytes) {
+    if (merged.size() - first + kept.bytes > column.max_value_bytes) {
       column.statuses[i] = CellStatus::Throttled;
       continue;
     }
-    column.lengths[i] = static_cast<std::uint32_t>(kept.value.size());
-    merged.append(kept.value.data(), kept.value.size());
+    column.lengths[i] = kept.bytes;
+    merged.append(reader.value(kept), kept.bytes);
   }
   *column.values = std::move(merged);
   if (!sorted) {
@@ -165,7 +169,7 @@ class BundledEngine final : public Engine {
     if (cells.empty()) return;
     const auto reader = std::make_shared<WaitingReader>(cells.size());
     read(std::move(cells), reader);
-    merge(column, reader->wait());
+    merge(column, *reader);
   }
   void read(std::vector<NvmCell> cells, std::shared_ptr<NvmReader> reader) override {
     if (cells.empty()) return;
