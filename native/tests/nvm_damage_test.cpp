@@ -115,10 +115,11 @@ class NvmDamage : public NvmTest {
     }
     return found;
   }
-  // All that ever came down is here, or has left for a reason that was counted.
-  void expect_counters_add_up() {
+  // All that ever came down is here, or has left for a reason that was counted; `twice`: damaged
+  // records that two keys of one tag met.
+  void expect_counters_add_up(double twice = 0) {
     const Counters counters = Counters::of(*engine_);
-    EXPECT_EQ(pin_counter("demoted_total"),
+    EXPECT_EQ(pin_counter("demoted_total") + twice,
               pin_counter("items") + pin_counter("evicted_total") + lost("device") +
                   counters.at("feature_cache_nvm_checksum_errors_total") +
                   counters.at("feature_cache_index_below_dropped_total"));
@@ -259,6 +260,7 @@ TEST_F(NvmFlips, AreDetectedOrHarmless) {
   constexpr std::size_t kFlips = 180;
   static_assert(scaled(1000) < 1000 || kRounds * kFlips >= 4000);
   std::size_t end = 0;
+  double twice = 0;
   double walked = 0;
   double kept_damaged = 0;
   for (std::size_t round = 0; round < kRounds; ++round) {
@@ -291,7 +293,11 @@ TEST_F(NvmFlips, AreDetectedOrHarmless) {
     // Some of those lie in memory again, being kept: then a flip hits a copy that nobody reads.
     EXPECT_LE(gone, expected);
     EXPECT_GE(gone * 10, expected * 7);
-    EXPECT_EQ(lost("checksum") - lost_before, static_cast<double>(gone));
+    // A key whose tag is a damaged record's meets it as its own key does: counted for both.
+    const double met_twice = lost("checksum") - lost_before - static_cast<double>(gone);
+    EXPECT_GE(met_twice, 0);
+    EXPECT_LE(met_twice, 3);
+    twice += met_twice;
     EXPECT_EQ(pin_counter("items"), static_cast<double>(after.size()));
   }
   EXPECT_GT(walked, 0) << "no list was ever found damaged";
@@ -299,7 +305,7 @@ TEST_F(NvmFlips, AreDetectedOrHarmless) {
   for (std::size_t i = 0; i < flipped_.size(); ++i) EXPECT_GT(flipped_[i], 10U) << "place " << i;
   fill(end, end + kRound);
   EXPECT_TRUE(items_add_up(0, end + kRound));
-  expect_counters_add_up();
+  expect_counters_add_up(twice);
   std::cout << "flips " << kRounds * kFlips << ", walked " << walked << ", kept damaged "
             << kept_damaged << ", found damaged " << lost("checksum") << std::endl;
 }
