@@ -39,6 +39,7 @@ TEST_F(NvmEngine, OverwrittenCopiesNeverShowAgain) {
   fill(0, 4000, pin_, kNoDomain, 2);
   fill(10'000, 12'000);  // push the new versions down, too
   EXPECT_EQ(check(0, 4000, pin_, 2).missing, 0U);
+  EXPECT_GT(counter("feature_cache_namespace_nvm_dropped_by_tag_total"), 3000);
 }
 
 TEST_F(NvmEngine, ErasedKeysAreGoneFromNvm) {

@@ -148,11 +148,22 @@ TEST_F(NvmStart, SomebodyElsesFileIsLeftAlone) {
   }
 }
 
+// Some file systems sign a device at its 64th KiB and leave what comes before it blank.
+TEST_F(NvmStart, ASignatureBehindABlankBeginningIsSeen) {
+  std::string theirs(config().nvm.devices[0].bytes, '\0');
+  theirs.replace((64u << 10) + 64, 8, "_BHRfS_M");
+  write_bytes(path_, theirs);
+  EXPECT_NE(error_of(config()).find("holds data that is not this cache's"), std::string::npos);
+  EXPECT_TRUE(bytes_of(path_) == theirs);
+}
+
 TEST_F(NvmStart, ASecondDeviceOfSomebodyElseIsLeftAlone) {
   const std::string theirs = patterned("theirs", 1, 3 * kMiB);
   write_bytes(other_path_, theirs);
   EXPECT_NE(error_of(two_devices()).find(other_path_), std::string::npos);
   EXPECT_TRUE(bytes_of(other_path_) == theirs);
+  EXPECT_EQ(bytes_of(path_).find_first_not_of('\0'), std::string::npos)
+      << "the first device was written to before the second was looked at";
 }
 
 TEST_F(NvmStart, ANewFileIsNewAndAUsedOneStartsAnew) {

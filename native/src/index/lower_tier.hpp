@@ -59,8 +59,9 @@ class LowerTier {
   // Says whether the demotion's entry was put into the index; for the holder of the key's PairLock
   // when it was, so that nobody can forget() it first.
   virtual void published(const Demotion& demotion, bool indexed) noexcept = 0;
-  // An entry was taken out of the index; for the holder of its PairLock.
-  virtual void forget(Entry entry) noexcept = 0;
+  // An entry was taken out of the index; for the holder of its PairLock. `by_tag`: unread, since a
+  // key of its tag was written.
+  virtual void forget(Entry entry, bool by_tag) noexcept = 0;
   // For a reader within the epoch in which it loaded the entry.
   virtual Where locate(Entry entry, std::uint16_t incarnation, LowerRecord& record) noexcept = 0;
   virtual void unpin(Entry entry) noexcept = 0;

@@ -138,9 +138,10 @@ Slot* DramTier::find_key_locked(const Namespace& ns, const Place& place,
 }
 
 // The slot's record gives way to `replacement` (0: to nothing).
-void DramTier::supersede_locked(Slot& slot, Entry entry, std::uint64_t replacement) noexcept {
+void DramTier::supersede_locked(Slot& slot, Entry entry, std::uint64_t replacement,
+                                bool by_tag) noexcept {
   slot.store(replacement, std::memory_order_release);
-  if (entry.on_nvm()) return lower_->forget(entry);
+  if (entry.on_nvm()) return lower_->forget(entry, by_tag);
   const std::uint32_t segment = arena_.segment_of(entry.location());
   domains_[arena_.domain_of(segment)]->forget(segment, *arena_.record(entry.location()));
 }
@@ -163,7 +164,7 @@ void DramTier::drop_all_below_locked(const Place& place, std::uint64_t hash,
                                      const Slot* except) noexcept {
   while (Slot* slot = find_below_locked(place, hash, except)) {
     below_dropped_.add();
-    supersede_locked(*slot, Entry(slot->load(std::memory_order_relaxed)), 0);
+    supersede_locked(*slot, Entry(slot->load(std::memory_order_relaxed)), 0, true);
   }
 }
 
@@ -280,7 +281,8 @@ DramTier::Outcome DramTier::publish(Namespace& ns, Domain& domain, const PutItem
       const Entry old(slot->load(std::memory_order_relaxed));
       domain.count_in(record);
       below_dropped_.add();
-      supersede_locked(*slot, old, Entry::dram(place.tag, reservation.location, bytes, 0).word());
+      supersede_locked(*slot, old, Entry::dram(place.tag, reservation.location, bytes, 0).word(),
+                       true);
       drop_all_below_locked(place, hash, slot);
       return Outcome::Stored;
     }

@@ -109,7 +109,8 @@ class DramTier {
                   const Token* token);
   void remove(Namespace& ns, std::string_view key, const KeyHash& hash);
   void fill(const Reservation& reservation, std::string_view key, std::string_view value) noexcept;
-  void supersede_locked(Slot& slot, Entry entry, std::uint64_t replacement) noexcept;
+  void supersede_locked(Slot& slot, Entry entry, std::uint64_t replacement,
+                        bool by_tag = false) noexcept;
   // An entry below that may be the key's, other than in `except`; for the holder of its PairLock.
   Slot* find_below_locked(const Place& place, std::uint64_t hash, const Slot* except) noexcept;
   void drop_all_below_locked(const Place& place, std::uint64_t hash, const Slot* except) noexcept;

@@ -26,39 +26,44 @@ std::vector<LateRule> late_rules(const EngineConfig& config) {
   return rules;
 }
 
-bool is_blank(const std::byte* block) {
-  return std::all_of(block, block + kBlockBytes, [](std::byte b) { return b == std::byte{0}; });
+// File systems and disk arrays sign a device in its first bytes, not all of them in the first
+// block.
+constexpr std::size_t kLookedAtBytes = std::size_t{128} << 10;
+
+bool is_blank(std::span<const std::byte> head) {
+  return std::all_of(head.begin(), head.end(), [](std::byte b) { return b == std::byte{0}; });
 }
 
-// Throws where a first block belongs to somebody else: a cache file may be started anew, another
-// file may not be written over.
-void refuse_foreign(const std::byte* block, const std::string& path) {
+// Throws where a device's first bytes are somebody else's: a cache file may be started anew,
+// another file may not be written over.
+void refuse_foreign(std::span<const std::byte> head, const std::string& path) {
   std::uint64_t magic = 0;
-  std::memcpy(&magic, block, sizeof(magic));
+  std::memcpy(&magic, head.data(), sizeof(magic));
   // The magic's first byte on disk counts formats that share nothing else.
-  if (is_blank(block) || (magic | 0xff) == (kSuperblockMagic | 0xff)) return;
+  if ((magic | 0xff) == (kSuperblockMagic | 0xff) || is_blank(head)) return;
   throw std::system_error(
       std::make_error_code(std::errc::file_exists),
       "nvm device " + path +
           ": it holds data that is not this cache's, and is left alone; choose another path, or "
-          "remove the file (of a block device: wipe its first 64 KiB)");
+          "remove the file (of a block device: wipe its first 128 KiB)");
 }
 
 // Asked before a file is opened as a device, which brings it to its size.
 void refuse_foreign_file(const std::string& path) {
   std::error_code error;  // what cannot be looked at is for open_device() to explain
   if (!std::filesystem::is_regular_file(path, error)) return;
-  alignas(std::uint64_t) std::array<std::byte, kBlockBytes> block{};
-  std::ifstream(path, std::ios::binary).read(reinterpret_cast<char*>(block.data()), kBlockBytes);
-  refuse_foreign(block.data(), path);
+  std::vector<std::byte> head(kLookedAtBytes);
+  std::ifstream(path, std::ios::binary).read(reinterpret_cast<char*>(head.data()), kLookedAtBytes);
+  refuse_foreign(head, path);
 }
 
-// What a device's first block says of it. Throws where it belongs to somebody else.
-std::string content_of(const std::byte* block, const Superblock& ours, const std::string& path) {
-  refuse_foreign(block, path);
-  if (is_blank(block)) return "new";
+// What a device's first bytes say of it. Throws where they are somebody else's.
+std::string content_of(std::span<const std::byte> head, const Superblock& ours,
+                       const std::string& path) {
+  refuse_foreign(head, path);
   Superblock found{};
-  std::memcpy(&found, block, sizeof(found));
+  std::memcpy(&found, head.data(), sizeof(found));
+  if (found.magic == 0) return "new";
   if (found.magic != ours.magic || found.version != ours.version) {
     return "set aside: format version " + std::to_string(found.version) + ", this is version " +
            std::to_string(ours.version);
@@ -111,24 +116,28 @@ void NvmTier::stop_reads() {
   for (const auto& queue : queues_) queue->stop();
 }
 
+// All devices are looked at before the first is written to.
 void NvmTier::format_devices() {
+  const std::unique_ptr<std::byte, decltype(&std::free)> head(
+      static_cast<std::byte*>(std::aligned_alloc(kBlockBytes, kLookedAtBytes)), &std::free);
+  if (head == nullptr) throw std::bad_alloc();
   for (std::size_t d = 0; d < regions_.devices().size(); ++d) {
     NvmDevice& device = *regions_.devices()[d]->device;
-    const std::unique_ptr<IoQueue> queue = device.make_queue(1);
-    const Superblock ours = writer_.superblock_of(d);
-    const std::unique_ptr<std::byte, decltype(&std::free)> block(
-        static_cast<std::byte*>(std::aligned_alloc(kBlockBytes, kBlockBytes)), &std::free);
-    if (block == nullptr) throw std::bad_alloc();
     IoRequest request;
-    request.data = block.get();
-    request.bytes = kBlockBytes;
-    const std::int64_t result = run_request(*queue, request);
-    if (result != static_cast<std::int64_t>(kBlockBytes)) {
+    request.data = head.get();
+    request.bytes =
+        static_cast<std::uint32_t>(std::min<std::uint64_t>(kLookedAtBytes, device.bytes()));
+    const std::int64_t result = run_request(*device.make_queue(1), request);
+    if (result != static_cast<std::int64_t>(request.bytes)) {
       throw std::system_error(result < 0 ? static_cast<int>(-result) : EIO, std::system_category(),
-                              "nvm device " + device.path() + ": its first block cannot be read");
+                              "nvm device " + device.path() + ": its first blocks cannot be read");
     }
-    contents_.push_back(content_of(block.get(), ours, device.path()));
-    if (!write_superblock(*queue, ours)) {
+    contents_.push_back(
+        content_of({head.get(), request.bytes}, writer_.superblock_of(d), device.path()));
+  }
+  for (std::size_t d = 0; d < regions_.devices().size(); ++d) {
+    NvmDevice& device = *regions_.devices()[d]->device;
+    if (!write_superblock(*device.make_queue(1), writer_.superblock_of(d))) {
       throw std::system_error(
           EIO, std::system_category(),
           "nvm device " + device.path() + ": what is written there does not come back as it was");

@@ -43,7 +43,13 @@ class NvmTier final : public LowerTier {
   void published(const Demotion& demotion, bool indexed) noexcept override {
     log_.published(demotion, indexed);
   }
-  void forget(Entry entry) noexcept override { log_.forget(entry); }
+  void forget(Entry entry, bool by_tag) noexcept override {
+    if (by_tag) {
+      const Region& row = regions_.at(regions_.region_of(entry));
+      log_.ns(row.ns.load(std::memory_order_relaxed)).dropped_by_tag.add();
+    }
+    log_.forget(entry);
+  }
   Where locate(Entry entry, std::uint16_t incarnation, LowerRecord& record) noexcept override;
   void unpin(Entry entry) noexcept override;
   std::uint64_t generation(Entry entry) const noexcept override {
