@@ -77,11 +77,11 @@ void ReadQueue::read(std::vector<NvmCell> cells, std::shared_ptr<ReadWaiter> wai
   batch->came_ns = monotonic_ns();
   {
     const std::lock_guard lock(inbox_mutex_);
-    if (!closed_) inbox_.push_back(std::move(batch));
-  }
-  if (batch == nullptr) {
-    queue_->wake();
-    return;
+    if (!closed_) {
+      inbox_.push_back(std::move(batch));
+      queue_->wake();
+      return;
+    }
   }
   counters_.queued.fetch_sub(batch->cells.size(), std::memory_order_relaxed);
   end_now(batch->cells, *batch->waiter, ReadOutcome::Abandoned);

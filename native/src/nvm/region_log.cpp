@@ -158,16 +158,16 @@ Demotion RegionLog::append(const DemotedRecord& record, bool reinsertion, Tick n
     if (record.incarnation != ns.incarnation->load(std::memory_order_acquire)) return {};
     const Refusal judged = judge_locked(ns, record, bytes, reinsertion, now_ns);
     if (judged != Refusal::None) return refuse(judged);
-    if (ns.open &&
+    if (ns.open != kNoRegion &&
         (!has_room_locked(ns, bytes) ||
-         regions_.at(*ns.open).incarnation.load(std::memory_order_relaxed) != record.incarnation)) {
+         regions_.at(ns.open).incarnation.load(std::memory_order_relaxed) != record.incarnation)) {
       seal_locked(ns);
     }
-    if (!ns.open) {
+    if (ns.open == kNoRegion) {
       const Refusal opened = open_locked(ns, record.ns, record.incarnation, reinsertion);
       if (opened != Refusal::None) return refuse(opened);
     }
-    region = *ns.open;
+    region = ns.open;
     Region& row = regions_.at(region);
     offset = row.used;
     row.used += static_cast<std::uint32_t>(bytes);
@@ -213,7 +213,7 @@ void RegionLog::forget(Entry entry) noexcept {
 }
 
 bool RegionLog::has_room_locked(const LogNamespace& ns, std::size_t bytes) const noexcept {
-  return regions_.at(*ns.open).used + bytes + list_bytes(ns.hashes.size() + 1) +
+  return regions_.at(ns.open).used + bytes + list_bytes(ns.hashes.size() + 1) +
              sizeof(RegionTrailer) <=
          regions_.region_bytes();
 }
@@ -249,7 +249,7 @@ Refusal RegionLog::open_locked(LogNamespace& ns, NamespaceIndex index, std::uint
   row.state.store(RegionState::Open, std::memory_order_relaxed);
   row.buffer.store(buffer, std::memory_order_release);
   ns.used_regions.fetch_add(1, std::memory_order_relaxed);
-  ns.open = region;
+  ns.open = *region;
   if (wants_room(ns)) {
     woken_ = true;
     work_.notify_one();
@@ -259,14 +259,14 @@ Refusal RegionLog::open_locked(LogNamespace& ns, NamespaceIndex index, std::uint
 
 void RegionLog::seal_locked(LogNamespace& ns) {
   WriteJob job;
-  job.region = *ns.open;
+  job.region = ns.open;
   job.hashes = std::move(ns.hashes);
   job.offsets = std::move(ns.offsets);
   ns.hashes.clear();
   ns.offsets.clear();
   ns.hashes.reserve(job.hashes.size());
   ns.offsets.reserve(job.offsets.size());
-  ns.open.reset();
+  ns.open = kNoRegion;
   regions_.at(job.region).state.store(RegionState::Writing, std::memory_order_release);
   const std::lock_guard pool(pool_mutex_);
   to_write_.push_back(std::move(job));
@@ -277,7 +277,7 @@ void RegionLog::seal_locked(LogNamespace& ns) {
 void RegionLog::flush(NamespaceIndex index) {
   LogNamespace& ns = *namespaces_[index];
   const std::lock_guard lock(ns.mutex);
-  if (ns.open) seal_locked(ns);
+  if (ns.open != kNoRegion) seal_locked(ns);
   const std::uint16_t current = ns.incarnation->load(std::memory_order_acquire);
   const std::lock_guard pool(pool_mutex_);
   std::erase_if(ns.sealed, [&](std::uint32_t region) {
@@ -463,7 +463,7 @@ std::vector<std::uint32_t> RegionLog::doom_device(std::size_t device) {
   std::vector<std::uint32_t> lost;
   for (const auto& ns : namespaces_) {
     const std::lock_guard lock(ns->mutex);
-    if (ns->open && regions_.device_of(*ns->open) == device) seal_locked(*ns);
+    if (ns->open != kNoRegion && regions_.device_of(ns->open) == device) seal_locked(*ns);
     std::erase_if(ns->sealed, [&](std::uint32_t region) {
       if (regions_.device_of(region) != device) return false;
       lost.push_back(region);

@@ -41,6 +41,8 @@ enum class Refusal : std::uint8_t {
 inline constexpr std::size_t kRefusals = 9;
 const char* refusal_name(Refusal refusal) noexcept;
 
+inline constexpr std::uint32_t kNoRegion = ~0u;
+
 // A namespace's part of the log.
 struct LogNamespace {
   LogNamespace(const NamespaceConfig& config, std::uint32_t regions, std::uint64_t items);
@@ -53,7 +55,7 @@ struct LogNamespace {
   const std::atomic<std::uint16_t>* incarnation = nullptr;  // the DRAM tier's; set before use
 
   std::mutex mutex;
-  std::optional<std::uint32_t> open;   // guarded by mutex
+  std::uint32_t open = kNoRegion;      // guarded by mutex
   std::vector<std::uint64_t> hashes;   // of the open region's records; guarded by mutex
   std::vector<std::uint32_t> offsets;  // likewise, in units
   std::deque<std::uint32_t> sealed;    // oldest first; guarded by mutex
