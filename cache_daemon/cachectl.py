@@ -6,9 +6,12 @@ daemon, or no value for a key; 2 wrong usage; 3 the daemon cannot be reached.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -175,8 +178,8 @@ def _show_watch(
 ) -> None:
     """Shows what changed from one reply to the next, `pace` being seconds and how often."""
     interval_s, count = pace
-    replies = _watch(client, max(interval_s, 0.1), count)
-    try:
+    with _interrupted() as ended:
+        replies = _watch(client, max(interval_s, 0.1), count, ended)
         if as_json:
             for before, now in replies:
                 emit_json(to_dict(now, before))
@@ -184,14 +187,32 @@ def _show_watch(
         with Live(console=console(), auto_refresh=False, vertical_overflow="visible") as live:
             for before, now in replies:
                 live.update(to_table(now, before), refresh=True)
-    except KeyboardInterrupt:
-        return  # how people end a watch
 
 
-def _watch(client: AdminClient, interval_s: float, count: int) -> Iterator[tuple[_Stats, _Stats]]:
+@contextmanager
+def _interrupted() -> Iterator[threading.Event]:
+    """Is set by an interrupt, which is how people end a watch.
+
+    As an exception it would be lost where it comes amid a callback of gRPC's.
+    """
+    ended = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield ended  # no signals here
+        return
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: ended.set())
+    try:
+        yield ended
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _watch(
+    client: AdminClient, interval_s: float, count: int, ended: threading.Event
+) -> Iterator[tuple[_Stats, _Stats]]:
     before = client.stats()
     for _ in range(count):
-        time.sleep(interval_s)
+        if ended.wait(interval_s):
+            return
         now = client.stats()
         yield before, now
         before = now

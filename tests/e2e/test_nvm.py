@@ -246,6 +246,7 @@ def test_several_devices_share_the_regions(
     nvm_config: dict[str, Any], nvm: Path, start: Start
 ) -> None:
     paths = [str(nvm.with_name(name)) for name in ("a", "b", "c")]
+    nvm_config["memory"]["size"] = "15MiB"  # each device has buffers of its own for reads
     nvm_config["nvm"]["devices"] = [{"path": path, "size": "4MiB"} for path in paths]
     daemon = start(nvm_config)
     with daemon.client() as client:
