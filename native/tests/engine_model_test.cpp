@@ -305,7 +305,9 @@ TEST_P(EngineModel, AnswersAsAMapWould) {
   }
   EXPECT_GT(hits_, operations());
   if (GetParam().nvm_regions != 0) {
-    EXPECT_GT(nvm_hits_, operations() / 40);  // it came by there at all
+    // The few operations that the thread sanitizer allows hardly fill DRAM.
+    constexpr std::size_t kShare = scaled(5) == 5 ? 4 : 40;
+    EXPECT_GT(nvm_hits_, operations() / kShare);
   }
   EXPECT_GT(misses_, operations() / 10);
   EXPECT_GT(installed_, operations() / 50);

@@ -1,7 +1,8 @@
 // The engine seam: batch-level calls that any engine must answer the same way.
 //
 // tests/engine_contract.hpp is the contract; the bundled engine and any other pass it. All methods
-// are thread-safe. None calls back into the caller but read(), and that from a thread of its own.
+// are thread-safe. None calls back into the caller but read(): from threads of the
+// engine's own, and at once for cells that its queue has no room for.
 #pragma once
 
 #include <cstdint>
@@ -43,8 +44,9 @@ struct NvmAnswer {
   std::span<const std::uint8_t> value;   // valid during the call only
 };
 
-// Who waits for NVM cells. Called from the engine's threads, a few cells at a time, each answered
-// exactly once; calls for one reader do not overlap with one another. Must not block.
+// Who waits for NVM cells. Called from the engine's threads, or within read() for what its queue
+// refuses, a few cells at a time, each answered exactly once; calls for one reader do not overlap
+// with one another. Must not block.
 class NvmReader {
  public:
   virtual ~NvmReader() = default;
