@@ -102,6 +102,30 @@ struct NvmConfig {
   std::uint64_t probe_interval_ms = 5000;    // how often a device that is out is tried again
 };
 
+// What NVM holds after the machine lost power (or the process died and the machine was rebooted
+// before it came back): deletes, overwrites and flushes are in memory alone until an orderly stop.
+enum class DurabilityKind : std::uint8_t {
+  DropNvm,  // nothing: the tier starts empty
+  Bounded,  // a log of what became invalid reaches the device within `durability_window_ms`
+  Sync,     // ... before the write that made it so is acknowledged
+};
+DurabilityKind parse_durability(const std::string& name);  // throws std::invalid_argument
+const char* durability_name(DurabilityKind kind) noexcept;
+
+// What outlives the process.
+struct PersistConfig {
+  std::string dir;  // a directory on tmpfs or hugetlbfs; empty: nothing outlives the process
+  std::string name = "feature-cache";  // of the files there
+  DurabilityKind durability = DurabilityKind::DropNvm;
+  std::uint64_t durability_window_ms = 100;
+  std::string journal;  // file of that log; empty: the first device's path + ".journal"
+  bool keep_on_clock_doubt = false;          // after a reboot into an earlier time of day
+  bool spill_on_shutdown = false;            // an orderly stop moves DRAM's items to NVM
+  std::uint64_t shutdown_limit_ms = 20'000;  // for what an orderly stop writes
+
+  bool enabled() const noexcept { return !dir.empty(); }
+};
+
 struct EngineConfig {
   std::uint64_t memory_bytes = 0;           // arena, index, tables, ghosts and sketches together
   std::uint32_t segment_bytes = 0;          // 0: from the smallest domain, at most 1 MiB
@@ -110,6 +134,7 @@ struct EngineConfig {
   std::uint64_t max_value_bytes = std::uint64_t{8} << 20;
   std::vector<NamespaceConfig> namespaces;
   NvmConfig nvm;
+  PersistConfig persist;
 
   void validate() const;
 };

@@ -15,6 +15,7 @@
 #include "feature_cache/buffer.hpp"
 #include "feature_cache/config.hpp"
 #include "feature_cache/counters.hpp"
+#include "feature_cache/recovery.hpp"
 #include "feature_cache/types.hpp"
 
 namespace fc {
@@ -115,6 +116,12 @@ class Engine {
   // Time-driven work: expiry, sealing. Called by the engine's own thread; tests call it by hand.
   virtual void maintain() = 0;
   virtual void visit(CounterVisitor& visitor) const = 0;
+
+  virtual const StartReport& start_report() const noexcept = 0;
+  // The orderly end: writes what shall outlive the process, within PersistConfig's limit, and marks
+  // it as whole. No call may run meanwhile or come after but the destructor. An engine that ends
+  // without it is found by the next start as after a kill. False: not all was written.
+  virtual bool shutdown() = 0;
 };
 
 class Clock;
@@ -123,9 +130,11 @@ class NvmDevice;
 // The bundled engine. `clock` must outlive it. With `background`, a thread of its own maintains it.
 // `devices`: used instead of opening config.nvm.devices, one each; for tests and drills. Throws
 // std::invalid_argument for a config that does not fit, std::bad_alloc for no memory,
-// std::system_error for a device that cannot be used.
+// std::system_error for a device or a directory that cannot be used, or that another process uses.
+// `progress` is kept up to date meanwhile; it may be null.
 std::unique_ptr<Engine> make_engine(const EngineConfig& config, const Clock& clock,
                                     bool background = true,
-                                    std::vector<std::shared_ptr<NvmDevice>> devices = {});
+                                    std::vector<std::shared_ptr<NvmDevice>> devices = {},
+                                    RecoveryProgress* progress = nullptr);
 
 }  // namespace fc

@@ -13,6 +13,7 @@
 #include "feature_cache/config.hpp"
 #include "feature_cache/counters.hpp"
 #include "feature_cache/fetch.hpp"
+#include "feature_cache/recovery.hpp"
 #include "feature_cache/types.hpp"
 
 namespace fc {
@@ -64,10 +65,14 @@ class Node {
   virtual void visit(CounterVisitor& visitor) const = 0;
   // Answers what waits with TIMED_OUT and wakes every take_fetch. Idempotent.
   virtual void stop() = 0;
+  // stop(), then the engine's shutdown(); no request may come any more. Idempotent: says again what
+  // it said first.
+  virtual bool shutdown() = 0;
 };
 
-// `devices` as in make_engine().
+// `devices` and `progress` as in make_engine().
 std::unique_ptr<Node> make_node(const NodeConfig& config,
-                                std::vector<std::shared_ptr<NvmDevice>> devices = {});
+                                std::vector<std::shared_ptr<NvmDevice>> devices = {},
+                                RecoveryProgress* progress = nullptr);
 
 }  // namespace fc

@@ -279,6 +279,25 @@ const char* io_name(IoKind kind) noexcept {
   return "?";
 }
 
+DurabilityKind parse_durability(const std::string& name) {
+  if (name == "drop_nvm") return DurabilityKind::DropNvm;
+  if (name == "bounded") return DurabilityKind::Bounded;
+  if (name == "sync") return DurabilityKind::Sync;
+  bad("unknown durability '" + name + "': drop_nvm, bounded or sync");
+}
+
+const char* durability_name(DurabilityKind kind) noexcept {
+  switch (kind) {
+    case DurabilityKind::DropNvm:
+      return "drop_nvm";
+    case DurabilityKind::Bounded:
+      return "bounded";
+    case DurabilityKind::Sync:
+      return "sync";
+  }
+  return "?";
+}
+
 void EngineConfig::validate() const {
   if (namespaces.empty()) bad("at least one namespace is needed");
   if (namespaces.size() > layout::kMaxNamespaces) bad("more than 256 namespaces");

@@ -119,7 +119,7 @@ EngineConfig with_sizes(EngineConfig config, std::vector<std::shared_ptr<NvmDevi
 class BundledEngine final : public Engine {
  public:
   BundledEngine(const EngineConfig& asked, const Clock& clock, bool background,
-                std::vector<std::shared_ptr<NvmDevice>> devices)
+                std::vector<std::shared_ptr<NvmDevice>> devices, RecoveryProgress* /*progress*/)
       : config_(with_sizes(asked, devices)), dram_(config_, clock) {
     if (!devices.empty()) {
       nvm_ = std::make_unique<nvm::NvmTier>(config_, dram_.geometry(), devices, dram_.index(),
@@ -208,6 +208,8 @@ class BundledEngine final : public Engine {
     dram_.visit(visitor);
     if (nvm_ != nullptr) nvm_->visit(visitor);
   }
+  const StartReport& start_report() const noexcept override { return report_; }
+  bool shutdown() override { return true; }
 
  private:
   // Hits that were served from a region still in memory.
@@ -239,6 +241,7 @@ class BundledEngine final : public Engine {
   }
 
   const EngineConfig config_;
+  StartReport report_;
   DramTier dram_;
   std::unique_ptr<nvm::NvmTier> nvm_;   // null: DRAM alone
   std::unique_ptr<Promoter> promoter_;  // with nvm_
@@ -251,8 +254,9 @@ class BundledEngine final : public Engine {
 }  // namespace
 
 std::unique_ptr<Engine> make_engine(const EngineConfig& config, const Clock& clock, bool background,
-                                    std::vector<std::shared_ptr<NvmDevice>> devices) {
-  return std::make_unique<BundledEngine>(config, clock, background, std::move(devices));
+                                    std::vector<std::shared_ptr<NvmDevice>> devices,
+                                    RecoveryProgress* progress) {
+  return std::make_unique<BundledEngine>(config, clock, background, std::move(devices), progress);
 }
 
 }  // namespace fc

@@ -25,10 +25,11 @@ CallStatus invalid(std::string message) {
 
 }  // namespace
 
-CacheNode::CacheNode(const NodeConfig& config, std::vector<std::shared_ptr<NvmDevice>> devices)
+CacheNode::CacheNode(const NodeConfig& config, std::vector<std::shared_ptr<NvmDevice>> devices,
+                     RecoveryProgress* progress)
     : config_((config.validate(), config)),
       limits_{config.max_batch_keys, config.engine.max_value_bytes},
-      engine_(make_engine(config.engine, clock_, true, std::move(devices))) {
+      engine_(make_engine(config.engine, clock_, true, std::move(devices), progress)) {
   for (const StoreConfig& store : config_.stores) {
     stores_.push_back(std::make_shared<StoreQueue>(
         store, [this](NamespaceIndex ns) { return std::string_view(namespaces_[ns]->name); },
@@ -70,6 +71,12 @@ void CacheNode::stop() {
   }
   for (const auto& get : waiting) get->expire();
   deadlines_->stop();
+}
+
+bool CacheNode::shutdown() {
+  stop();
+  std::call_once(shut_down_, [this] { shut_down_whole_ = engine_->shutdown(); });
+  return shut_down_whole_;
 }
 
 CallStatus CacheNode::resolve(const wire::KeyColumn& column, NamespaceIndex& ns,
@@ -359,8 +366,9 @@ void CacheNode::visit(CounterVisitor& visitor) const {
 }
 
 std::unique_ptr<Node> make_node(const NodeConfig& config,
-                                std::vector<std::shared_ptr<NvmDevice>> devices) {
-  return std::make_unique<CacheNode>(config, std::move(devices));
+                                std::vector<std::shared_ptr<NvmDevice>> devices,
+                                RecoveryProgress* progress) {
+  return std::make_unique<CacheNode>(config, std::move(devices), progress);
 }
 
 }  // namespace fc

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <atomic>
+#include <mutex>
 #include <unordered_map>
 
 #include "core/clock.hpp"
@@ -24,8 +25,8 @@ namespace fc {
 
 class CacheNode final : public Node {
  public:
-  explicit CacheNode(const NodeConfig& config,
-                     std::vector<std::shared_ptr<NvmDevice>> devices = {});
+  explicit CacheNode(const NodeConfig& config, std::vector<std::shared_ptr<NvmDevice>> devices = {},
+                     RecoveryProgress* progress = nullptr);
   ~CacheNode() override;
 
   void batch_get(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) override;
@@ -39,6 +40,7 @@ class CacheNode final : public Node {
   const NodeConfig& config() const noexcept override { return config_; }
   void visit(CounterVisitor& visitor) const override;
   void stop() override;
+  bool shutdown() override;
 
  private:
   class NvmReads;
@@ -80,6 +82,8 @@ class CacheNode final : public Node {
   std::vector<std::unique_ptr<NamespaceLink>> namespaces_;  // fixed after construction
 
   std::atomic<bool> stopped_{false};
+  std::once_flag shut_down_;
+  bool shut_down_whole_ = false;  // after shut_down_
   std::atomic<std::uint32_t> pending_{0};
   std::mutex pending_mutex_;
   std::unordered_map<PendingGet*, std::weak_ptr<PendingGet>> pending_gets_;  // by pending_mutex_
