@@ -11,6 +11,7 @@ PATHS := cache_daemon sharding warmup benchmarks tests tools
 NATIVE = $(shell find native -name '*.cpp' -o -name '*.hpp')
 BENCH ?= all
 ARGS ?=
+KILLS ?= 1000
 # Thread sanitizer wants a fixed address layout on kernels with much randomisation.
 FIXED_LAYOUT := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
@@ -42,6 +43,10 @@ test: ## everything: lint, native tests, sanitizers, then pytest
 .PHONY: pytest
 pytest: setup ## the Python tests: unit, integration, e2e (ARGS="-k name" for some)
 	@$(RUN) pytest -n 2 --dist loadgroup $(ARGS)
+
+.PHONY: torture
+torture: setup ## kill daemons under load and look for what they lost (KILLS=1000 ARGS="--mode nvm")
+	@$(RUN) tests.torture --kills $(KILLS) --json build/torture.json $(ARGS)
 
 .PHONY: native-test asan tsan
 native-test: system ## native tests, optimised, warnings are errors
