@@ -119,8 +119,8 @@ EngineConfig with_sizes(EngineConfig config, std::vector<std::shared_ptr<NvmDevi
 class BundledEngine final : public Engine {
  public:
   BundledEngine(const EngineConfig& asked, const Clock& clock, bool background,
-                std::vector<std::shared_ptr<NvmDevice>> devices, RecoveryProgress* /*progress*/)
-      : config_(with_sizes(asked, devices)), dram_(config_, clock) {
+                std::vector<std::shared_ptr<NvmDevice>> devices, RecoveryProgress* progress)
+      : config_(with_sizes(asked, devices)), dram_(config_, clock, report_, {}, progress) {
     if (!devices.empty()) {
       nvm_ = std::make_unique<nvm::NvmTier>(config_, dram_.geometry(), devices, dram_.index(),
                                             dram_.epochs(), dram_.ticks());
@@ -132,21 +132,10 @@ class BundledEngine final : public Engine {
       promoter_ = std::make_unique<Promoter>(dram_, *nvm_, background);
       nvm_->start();
     }
+    dram_.fit_budgets();
     if (background) thread_ = std::thread([this] { run(); });
   }
-  ~BundledEngine() override {
-    if (thread_.joinable()) {
-      {
-        const std::lock_guard lock(mutex_);
-        stop_ = true;
-      }
-      wake_.notify_all();
-      thread_.join();
-    }
-    // Reads first: what they bring may be on its way up.
-    if (nvm_ != nullptr) nvm_->stop_reads();
-    promoter_.reset();
-  }
+  ~BundledEngine() override { stop_threads(); }
 
   NamespaceIndex find_namespace(std::string_view name) const noexcept override {
     return dram_.find_namespace(name);
@@ -209,9 +198,27 @@ class BundledEngine final : public Engine {
     if (nvm_ != nullptr) nvm_->visit(visitor);
   }
   const StartReport& start_report() const noexcept override { return report_; }
-  bool shutdown() override { return true; }
+  bool shutdown() override {
+    stop_threads();
+    if (!config_.persist.enabled()) return true;
+    dram_.leave();
+    return true;
+  }
 
  private:
+  void stop_threads() {
+    if (thread_.joinable()) {
+      {
+        const std::lock_guard lock(mutex_);
+        stop_ = true;
+      }
+      wake_.notify_all();
+      thread_.join();
+    }
+    // Reads first: what they bring may be on its way up.
+    if (nvm_ != nullptr) nvm_->stop_reads();
+    promoter_.reset();
+  }
   // Hits that were served from a region still in memory.
   void count_nvm_hits(const GetColumn& column) {
     const auto hits =

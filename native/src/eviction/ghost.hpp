@@ -4,12 +4,11 @@
 // item; a lookup errs for one key in about 2,000.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #include "core/hash.hpp"
+#include "eviction/hints.hpp"
 
 namespace fc {
 
@@ -17,7 +16,11 @@ class GhostSet {
  public:
   static constexpr std::size_t kEntries = 32;
 
-  explicit GhostSet(std::uint64_t items) : buckets_(items / kEntries + 1) {}
+  explicit GhostSet(std::uint64_t items, std::span<std::byte> memory = {})
+      : buckets_(items / kEntries + 1, memory) {}
+  static std::size_t bytes_for(std::uint64_t items) noexcept {
+    return (items / kEntries + 1) * sizeof(Bucket);
+  }
 
   void insert(std::uint64_t hash) noexcept {
     Bucket& in = buckets_[bucket_of(hash)];
@@ -39,8 +42,8 @@ class GhostSet {
   void prefetch(std::uint64_t hash) const noexcept {
     __builtin_prefetch(&buckets_[bucket_of(hash)], 1);
   }
-  void clear() noexcept { std::fill(buckets_.begin(), buckets_.end(), Bucket{}); }
-  std::size_t memory_bytes() const noexcept { return buckets_.size() * sizeof(Bucket); }
+  void clear() noexcept { buckets_.clear(); }
+  std::size_t memory_bytes() const noexcept { return buckets_.bytes(); }
 
  private:
   struct alignas(64) Bucket {
@@ -57,7 +60,7 @@ class GhostSet {
     return print != 0 ? print : 1;  // 0 is an empty place
   }
 
-  std::vector<Bucket> buckets_;
+  HintArray<Bucket> buckets_;
 };
 
 }  // namespace fc

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "feature_cache/config.hpp"
 
@@ -49,8 +50,11 @@ class EvictionPolicy {
   virtual void clear() noexcept = 0;
   virtual std::size_t memory_bytes() const noexcept = 0;
 
-  // `items`: how many the domain is expected to hold.
-  static std::unique_ptr<EvictionPolicy> make(PolicyKind kind, std::uint64_t items);
+  // `items`: how many the domain is expected to hold. `hints`: memory for what it remembers, of
+  // hint_bytes(), zeroes or what a policy of that kind and size left there; else it takes its own.
+  static std::unique_ptr<EvictionPolicy> make(PolicyKind kind, std::uint64_t items,
+                                              std::span<std::byte> hints = {});
+  static std::size_t hint_bytes(PolicyKind kind, std::uint64_t items) noexcept;
 };
 
 }  // namespace fc

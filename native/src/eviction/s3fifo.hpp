@@ -13,7 +13,11 @@ namespace fc {
 
 class S3FifoPolicy final : public EvictionPolicy {
  public:
-  explicit S3FifoPolicy(std::uint64_t items) : ghost_(items * 9 / 10) {}
+  explicit S3FifoPolicy(std::uint64_t items, std::span<std::byte> hints = {})
+      : ghost_(ghosts_for(items), hints) {}
+  static std::size_t hint_bytes(std::uint64_t items) noexcept {
+    return GhostSet::bytes_for(ghosts_for(items));
+  }
 
   Queue admit(std::uint64_t hash) noexcept override {
     return ghost_.take(hash) ? Queue::Main : Queue::Small;
@@ -37,6 +41,8 @@ class S3FifoPolicy final : public EvictionPolicy {
  private:
   static constexpr std::uint32_t kSmallShare = 20;  // the small queue has a twentieth of the budget
   static constexpr unsigned kPromoteAt = 2;
+
+  static constexpr std::uint64_t ghosts_for(std::uint64_t items) noexcept { return items * 9 / 10; }
 
   GhostSet ghost_;
 };

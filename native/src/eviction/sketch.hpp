@@ -7,9 +7,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "core/hash.hpp"
+#include "eviction/hints.hpp"
 
 namespace fc {
 
@@ -17,9 +17,13 @@ class FrequencySketch {
  public:
   static constexpr unsigned kMaxCount = 15;
 
-  explicit FrequencySketch(std::uint64_t items)
-      : blocks_(items * 8 / sizeof(Block) + 1),
+  explicit FrequencySketch(std::uint64_t items, std::span<std::byte> memory = {})
+      : blocks_(items * 8 / sizeof(Block) + 1, memory),
         additions_limit_(std::max<std::uint64_t>(items, 64) * 10) {}
+
+  static std::size_t bytes_for(std::uint64_t items) noexcept {
+    return (items * 8 / sizeof(Block) + 1) * sizeof(Block);
+  }
 
   void add(std::uint64_t hash, unsigned by = 1) noexcept {
     const std::uint64_t mixed = mix(hash);
@@ -48,10 +52,10 @@ class FrequencySketch {
     __builtin_prefetch(&blocks_[scale(mix(hash), blocks_.size())], 1);
   }
   void clear() noexcept {
-    std::fill(blocks_.begin(), blocks_.end(), Block{});
+    blocks_.clear();
     additions_ = 0;
   }
-  std::size_t memory_bytes() const noexcept { return blocks_.size() * sizeof(Block); }
+  std::size_t memory_bytes() const noexcept { return blocks_.bytes(); }
 
  private:
   static constexpr unsigned kRows = 4;
@@ -74,13 +78,13 @@ class FrequencySketch {
     return block.words[word_index(mixed, row)];
   }
   void age() noexcept {
-    for (Block& block : blocks_) {
+    for (Block& block : blocks_.all()) {
       for (std::uint64_t& word : block.words) word = (word >> 1) & 0x7777777777777777ull;
     }
     additions_ /= 2;
   }
 
-  std::vector<Block> blocks_;
+  HintArray<Block> blocks_;
   std::uint64_t additions_ = 0;
   std::uint64_t additions_limit_;
 };

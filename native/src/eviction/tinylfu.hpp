@@ -12,7 +12,11 @@ namespace fc {
 
 class TinyLfuPolicy final : public EvictionPolicy {
  public:
-  explicit TinyLfuPolicy(std::uint64_t items) : sketch_(items) {}
+  explicit TinyLfuPolicy(std::uint64_t items, std::span<std::byte> hints = {})
+      : sketch_(items, hints) {}
+  static std::size_t hint_bytes(std::uint64_t items) noexcept {
+    return FrequencySketch::bytes_for(items);
+  }
 
   Queue admit(std::uint64_t hash) noexcept override {
     sketch_.add(hash);

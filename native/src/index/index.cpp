@@ -1,5 +1,9 @@
 #include "index/index.hpp"
 
+#include <algorithm>
+
+#include "core/sequence_point.hpp"
+
 namespace fc {
 namespace {
 
@@ -14,11 +18,12 @@ constexpr unsigned kMaxMoveDepth = 2;
 
 }  // namespace
 
-Index::Index(Bucket* buckets, std::uint64_t bucket_count)
+Index::Index(Bucket* buckets, std::uint64_t bucket_count, std::span<MoveRow> moves)
     : buckets_(buckets),
       bucket_count_(bucket_count),
       locks_(std::make_unique<SpinLock[]>(layout::kLockStripes)),
-      move_versions_(std::make_unique<std::atomic<std::uint32_t>[]>(kMoveVersions)) {
+      move_versions_(std::make_unique<std::atomic<std::uint32_t>[]>(kMoveVersions)),
+      journal_(moves) {
   FC_CHECK(bucket_count_ > 0);
 }
 
@@ -70,15 +75,38 @@ Slot* Index::make_room_locked(std::uint64_t number, const std::uint64_t* held, u
     }
     if (to != nullptr) {
       // Copy, announce, clear: a reader finds the entry in one place or sees the announcement.
+      MoveRow* announced = journal_.begin(entry.word(), number);
       to->store(from.load(std::memory_order_relaxed), std::memory_order_release);
+      FC_SEQUENCE_POINT("index:moving");
       move_version(entry.tag()).fetch_add(1, std::memory_order_acq_rel);
       from.store(0, std::memory_order_release);
+      MoveJournal::end(announced);
       moves_.fetch_add(1, std::memory_order_relaxed);
     }
     if (locked) lock_of(target).unlock();
     if (to != nullptr) return &from;
   }
   return nullptr;
+}
+
+void Index::finish_moves() noexcept {
+  for (MoveRow& row : journal_.rows()) {
+    const Entry entry(row.word.load(std::memory_order_acquire));
+    const std::uint64_t from = row.from.load(std::memory_order_relaxed);
+    if (entry.lines() != 0 && from < bucket_count_) {
+      const auto moved = [&](const Slot& slot) {
+        return Entry(slot.load(std::memory_order_relaxed)).same_record(entry);
+      };
+      const std::uint64_t target = partner_of(from, entry.tag());
+      if (target != from && std::any_of(buckets_[target].slots,
+                                        buckets_[target].slots + layout::kSlotsPerBucket, moved)) {
+        for (Slot& slot : buckets_[from].slots) {
+          if (moved(slot)) slot.store(0, std::memory_order_release);
+        }
+      }
+    }
+    row.word.store(0, std::memory_order_release);
+  }
 }
 
 }  // namespace fc

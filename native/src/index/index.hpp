@@ -31,6 +31,7 @@
 #include "core/sequence_point.hpp"
 #include "core/spin.hpp"
 #include "index/entry.hpp"
+#include "index/move_journal.hpp"
 
 namespace fc {
 
@@ -51,7 +52,8 @@ struct Place {
 
 class Index {
  public:
-  Index(Bucket* buckets, std::uint64_t bucket_count);
+  // `moves`: where moves are announced to the next process.
+  Index(Bucket* buckets, std::uint64_t bucket_count, std::span<MoveRow> moves = {});
 
   static std::uint16_t tag_of(std::uint64_t hash_low) noexcept {
     return static_cast<std::uint16_t>(hash_low);
@@ -188,6 +190,10 @@ class Index {
     }
   }
 
+  // Ends the moves that another process had begun: no entry is in two places then. Before there
+  // are other threads; may be cut off and called again.
+  void finish_moves() noexcept;
+
   // Bytes beside the buckets.
   static constexpr std::uint64_t side_bytes() noexcept {
     return layout::kLockStripes * sizeof(SpinLock) + kMoveVersions * sizeof(std::uint32_t);
@@ -214,6 +220,7 @@ class Index {
   const std::uint64_t bucket_count_;
   const std::unique_ptr<SpinLock[]> locks_;
   const std::unique_ptr<std::atomic<std::uint32_t>[]> move_versions_;
+  MoveJournal journal_;
   std::atomic<std::uint64_t> moves_{0};
 };
 

@@ -33,6 +33,7 @@ struct DemotedRecord {
 struct Demotion {
   Entry entry;  // empty: not taken
   std::uint32_t region = 0;
+  bool busy = false;  // not taken for want of a write buffer: there may be one soon
   bool taken() const noexcept { return !entry.empty(); }
 };
 

@@ -1,7 +1,6 @@
 // The memory of the DRAM tier: one mapping that holds the segment table, the index buckets and the
-// segments, addressed by numbers only, so that it can lie in shared memory and be adopted.
-//
-//   [segment table][buckets][segments]
+// segments, addressed by numbers only, so that it can lie in shared memory and be adopted
+// (arena_memory.hpp says where it lies, adoption.hpp what a new process makes of it).
 //
 // Free segments are handed out last-in first-out (warm in the processor's caches). A segment that
 // was emptied waits in limbo until no reader can see it any more.
@@ -17,6 +16,7 @@
 #include "core/epoch.hpp"
 #include "feature_cache/config.hpp"
 #include "index/index.hpp"
+#include "memory/arena_memory.hpp"
 #include "memory/record.hpp"
 
 namespace fc {
@@ -31,10 +31,10 @@ struct alignas(64) SegmentMeta {
   std::atomic<SegmentState> state{SegmentState::Free};
   std::uint8_t queue = 0;
   std::uint8_t ttl_class = 0;
-  std::uint8_t large = 0;  // one record that goes on in `next`
-  std::uint16_t domain = kNoDomain;
+  std::uint8_t large = 0;        // one record that goes on in `next`
+  std::uint16_t domain_row = 0;  // of the arena's head
   std::uint16_t reserved = 0;
-  std::uint32_t used = 0;                    // bytes appended
+  std::atomic<std::uint32_t> used{0};        // bytes appended; what is below is headed
   std::atomic<std::uint32_t> live_bytes{0};  // of records not superseded or deleted
   std::atomic<std::uint32_t> writers{0};     // reserved but not yet published
   std::uint32_t next = kNoSegment;           // of a large record
@@ -47,14 +47,14 @@ static_assert(sizeof(SegmentMeta) == 64);
 
 class Arena {
  public:
-  // Throws std::bad_alloc when the memory cannot be had.
-  Arena(const Geometry& geometry, bool huge_pages);
-  ~Arena();
+  // All segments are free, until adopt_free() says otherwise.
+  explicit Arena(const ArenaMemory& memory);
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
   SegmentMeta& meta(std::uint32_t segment) noexcept { return table_[segment]; }
   const SegmentMeta& meta(std::uint32_t segment) const noexcept { return table_[segment]; }
+  const ArenaMemory& memory() const noexcept { return memory_; }
   std::byte* data(std::uint32_t segment) noexcept {
     return segments_ + (std::uint64_t{segment} << segment_shift_);
   }
@@ -77,11 +77,23 @@ class Arena {
   DomainIndex domain_of(std::uint32_t segment) const noexcept {
     return domains_[segment].load(std::memory_order_relaxed);
   }
-  void set_domain(std::uint32_t segment, DomainIndex domain) noexcept {
-    table_[segment].domain = domain;
+  void set_domain(std::uint32_t segment, DomainIndex domain, std::uint16_t row) noexcept {
+    table_[segment].domain_row = row;
     domains_[segment].store(domain, std::memory_order_relaxed);
   }
 
+  // Whether a record's size agrees with its place, as that of all records does that another process
+  // did not leave damaged.
+  bool is_sound(const RecordHeader& record, std::uint64_t location) const noexcept {
+    if (record.large()) [[unlikely]]
+      return table_[segment_of(location)].large != 0;
+    const std::uint64_t offset =
+        (location * layout::kRecordAlignment) & ((std::uint64_t{1} << segment_shift_) - 1);
+    return offset + sizeof(RecordHeader) + record.payload_bytes() <= segment_bytes();
+  }
+
+  // Fills the free list anew, by the rows; before there are other threads.
+  void adopt_free();
   // A free segment. Waits for readers when all others are in limbo; never while an epoch is held.
   std::uint32_t allocate(EpochManager& epochs);
   // Gives back a segment that no index entry points into any more.
@@ -92,7 +104,6 @@ class Arena {
     return std::uint64_t{segment_count_} *
            (sizeof(SegmentMeta) + sizeof(DomainIndex) + 2 * sizeof(std::uint32_t));
   }
-  std::uint64_t mapped_bytes() const noexcept { return mapped_bytes_; }
   std::uint64_t reader_waits() const noexcept {
     return reader_waits_.load(std::memory_order_relaxed);
   }
@@ -100,16 +111,15 @@ class Arena {
  private:
   void collect_locked(EpochManager& epochs);
 
+  const ArenaMemory& memory_;
   const unsigned segment_shift_;
   const unsigned location_shift_;
   const std::uint32_t segment_count_;
-  std::uint64_t mapped_bytes_ = 0;
-  void* mapping_ = nullptr;
-  SegmentMeta* table_ = nullptr;
-  Bucket* buckets_ = nullptr;
-  std::byte* segments_ = nullptr;
-  // A dense copy of meta.domain: a lookup reads it for each hit, and 64-byte rows would not stay
-  // in the near caches.
+  SegmentMeta* const table_;
+  Bucket* const buckets_;
+  std::byte* const segments_;
+  // The domain of each segment's row, as this process counts domains. Dense: a lookup reads it for
+  // each hit, and 64-byte rows would not stay in the near caches.
   std::unique_ptr<std::atomic<DomainIndex>[]> domains_;
 
   struct Waiting {

@@ -11,6 +11,7 @@ namespace fc {
 namespace {
 
 constexpr std::uint8_t kForeverClass = 255;
+constexpr std::uint8_t kTtlClasses = 64;  // below it, of 32-bit ticks
 
 // Half-octave classes of the time to live: within one, no TTL is above 1.5 times another.
 std::uint8_t ttl_class_of(Tick expiry, Tick now) noexcept {
@@ -27,6 +28,16 @@ Tick shortest_ttl_of(std::uint8_t ttl_class) noexcept {
   return (ttl_class & 1) != 0 && octave > 0 ? base + base / 2 : base;
 }
 
+// What the policy remembers outlives the process where the arena has room for it.
+std::span<std::byte> hints_of(const ArenaMemory& memory, const DomainRow& row,
+                              PolicyKind policy) noexcept {
+  if (row.policy != static_cast<std::uint32_t>(policy) || row.hint_offset > memory.hint_bytes() ||
+      row.hint_bytes > memory.hint_bytes() - row.hint_offset) {
+    return {};
+  }
+  return {memory.hints() + row.hint_offset, row.hint_bytes};
+}
+
 unsigned class_distance(std::uint8_t a, std::uint8_t b) noexcept {
   return a > b ? a - b : b - a;
 }
@@ -34,17 +45,44 @@ unsigned class_distance(std::uint8_t a, std::uint8_t b) noexcept {
 }  // namespace
 
 Domain::Domain(const DomainConfig& config, DomainIndex index, NamespaceState& ns, TierParts parts,
-               std::uint64_t entry_budget)
+               std::uint32_t segments, std::uint64_t entry_budget, std::uint16_t row)
     : config_(config),
       index_(index),
+      row_number_(row),
+      row_(parts.arena.memory().head().domains[row]),
       ns_(ns),
       parts_(parts),
       refresh_ticks_(static_cast<Tick>(static_cast<double>(config.ttl_ms >> kTickShift) *
                                        config.refresh_ahead)),
-      policy_(EvictionPolicy::make(config.policy, entry_budget)),
-      budget_segments_(
-          static_cast<std::uint32_t>(config.budget_bytes / parts.arena.segment_bytes())),
+      policy_(EvictionPolicy::make(config.policy, entry_budget,
+                                   hints_of(parts.arena.memory(), row_, config.policy))),
+      budget_segments_(segments),
       entry_budget_(entry_budget) {}
+
+void Domain::adopt(const AdoptedDomain& adopted) {
+  const std::lock_guard lock(mutex_);
+  segments_in_ = adopted.segments;
+  used_segments_ = adopted.segments[0] + adopted.segments[1];
+  used_shown_.store(used_segments_, std::memory_order_relaxed);
+  next_sequence_ = adopted.next_sequence;
+  for (std::size_t q = 0; q < kQueueCount; ++q) {
+    queues_[q].assign(adopted.sealed[q].begin(), adopted.sealed[q].end());
+    for (const std::uint32_t segment : adopted.open[q]) {
+      const std::uint8_t ttl_class = parts_.arena.meta(segment).ttl_class;
+      open_[q].push_back({segment, ttl_class < kTtlClasses ? ttl_class : kForeverClass});
+    }
+  }
+  entries_.store(adopted.entries, std::memory_order_relaxed);
+  live_bytes_.add(adopted.live_bytes);
+  payload_bytes_.add(adopted.payload_bytes);
+}
+
+void Domain::leave() noexcept {
+  const std::lock_guard lock(mutex_);
+  row_.entries = entries();
+  row_.live_bytes = live_bytes_.get();
+  row_.payload_bytes = payload_bytes_.get();
+}
 
 QueueSizes Domain::sizes_locked() const noexcept {
   return {count(Queue::Small), count(Queue::Main), budget_segments()};
@@ -62,7 +100,7 @@ Reservation Domain::reserve(const RecordShape& shape, Tick now) {
   release_dead_locked();
   // Index slots are budgeted by domain: a flood of tiny items evicts its own kind.
   for (unsigned tries = 0; entries() >= entry_budget_.load(std::memory_order_relaxed); ++tries) {
-    filled_once_ = true;
+    set_filled_once(true);
     if (!evict_one_locked(now, tries < kPatience ? Purpose::Judge : Purpose::Drop)) break;
   }
   const Queue queue = policy_->admit(shape.hash);
@@ -104,9 +142,10 @@ Reservation Domain::append_locked(Queue queue, const RecordShape& shape, Tick no
   if (open == nullptr) return {};
   const std::uint32_t segment = open->segment;
   SegmentMeta& row = parts_.arena.meta(segment);
-  const std::uint32_t offset = row.used;
+  const std::uint32_t offset = row.used.load(std::memory_order_relaxed);
   const Reservation reservation = write_header_locked(segment, offset, shape, bytes, now);
-  row.used = offset + static_cast<std::uint32_t>(bytes);
+  // After the header: what lies below is whole, should the process end here.
+  row.used.store(offset + static_cast<std::uint32_t>(bytes), std::memory_order_release);
   return reservation;
 }
 
@@ -153,8 +192,8 @@ Reservation Domain::append_large_locked(Queue queue, const RecordShape& shape, s
   }
   const Reservation reservation = write_header_locked(head, 0, shape, bytes, now);
   SegmentMeta& row = parts_.arena.meta(head);
-  row.used = size;
   row.large = 1;
+  row.used.store(size, std::memory_order_release);
   row.sequence = next_sequence_++;
   row.state.store(SegmentState::Sealed, std::memory_order_release);
   queues_[static_cast<std::size_t>(queue)].push_back(head);
@@ -208,7 +247,7 @@ bool Domain::make_room_locked(std::uint32_t segments, Tick now) {
   settle_first_fill_locked();
   if (segments + 1 > budget_segments()) return false;  // one more stays for what is kept
   for (unsigned tries = 0; used_segments_ + segments > budget_segments(); ++tries) {
-    filled_once_ = true;
+    set_filled_once(true);
     if (!evict_one_locked(now, tries < kPatience ? Purpose::Judge : Purpose::Drop)) return false;
     if (tries == kPatience) dropped_kept_.add();
   }
@@ -218,7 +257,7 @@ bool Domain::make_room_locked(std::uint32_t segments, Tick now) {
 // Until the domain is full for the first time nothing needs to prove itself: what outgrows the
 // small queue becomes the oldest of the main queue as it is.
 void Domain::settle_first_fill_locked() {
-  if (filled_once_) return;
+  if (row_.filled_once.load(std::memory_order_relaxed) != 0) return;
   auto& small = queues_[static_cast<std::size_t>(Queue::Small)];
   while (!small.empty() && policy_->victim(sizes_locked()) == Queue::Small) {
     const std::uint32_t oldest = small.front();
@@ -245,13 +284,13 @@ std::uint32_t Domain::start_segment_locked(Queue queue, std::uint8_t ttl_class, 
   row.queue = static_cast<std::uint8_t>(queue);
   row.ttl_class = ttl_class;
   row.large = 0;
-  row.used = 0;
+  row.used.store(0, std::memory_order_relaxed);
   row.next = SegmentMeta::kNoSegment;
   row.opened = now;
   row.last_expiry = 0;
   row.due = SegmentMeta::kForever;
   row.live_bytes.store(0, std::memory_order_relaxed);
-  parts_.arena.set_domain(segment, index_);
+  parts_.arena.set_domain(segment, index_, row_number_);
   row.state.store(SegmentState::Open, std::memory_order_release);
   ++segments_in_[static_cast<std::size_t>(queue)];
   used_shown_.store(++used_segments_, std::memory_order_relaxed);
@@ -351,7 +390,7 @@ std::uint64_t Domain::flush(Tick now) {
   while (evict_one_locked(now, Purpose::Drop)) {
   }
   policy_->clear();
-  filled_once_ = false;
+  set_filled_once(false);
   return before - std::min(before, entries());
 }
 
@@ -386,6 +425,9 @@ void Domain::visit(CounterVisitor& visitor) const {
   visitor.counter("feature_cache_domain_patience_exhausted_total",
                   "Times a policy kept so much that a segment was dropped whole.", labels,
                   dropped_kept_.get());
+  visitor.counter("feature_cache_domain_segments_swept_total",
+                  "Segments whose records were damaged: their entries were looked for one by one.",
+                  labels, swept_.get());
   visitor.gauge("feature_cache_domain_items", "Items in the index.", labels,
                 static_cast<double>(entries()));
   visitor.gauge("feature_cache_domain_budget_bytes", "Byte budget.", labels,

@@ -35,6 +35,7 @@
 #include "eviction/policy.hpp"
 #include "feature_cache/config.hpp"
 #include "index/lower_tier.hpp"
+#include "memory/adoption.hpp"
 #include "memory/arena.hpp"
 #include "memory/router.hpp"
 
@@ -80,8 +81,9 @@ struct RecordShape {
 
 class Domain {
  public:
+  // `row`: of the arena's head, which says that the domain is there.
   Domain(const DomainConfig& config, DomainIndex index, NamespaceState& ns, TierParts parts,
-         std::uint64_t entry_budget);
+         std::uint32_t segments, std::uint64_t entry_budget, std::uint16_t row);
 
   // The tier below, and what this domain is called there; before there are other threads.
   void attach(LowerTier& lower, NamespaceIndex ns, unsigned number) noexcept {
@@ -92,6 +94,18 @@ class Domain {
   const DomainConfig& config() const noexcept { return config_; }
   NamespaceState& ns() noexcept { return ns_; }
   Tick refresh_ticks() const noexcept { return refresh_ticks_; }
+
+  // ---- the process before and the one after ----
+  // What there is already; before there are other threads.
+  void adopt(const AdoptedDomain& adopted);
+  void fit_budget(Tick now) {
+    resize(budget_segments(), entry_budget_.load(std::memory_order_relaxed), now);
+  }
+  // Moves items down, main queue and latest first, until `deadline_ns` or `bytes_most`; what the
+  // tier below does not take stays. No writer may come meanwhile. Returns the bytes moved.
+  std::uint64_t spill(Tick now, std::uint64_t deadline_ns, std::uint64_t bytes_most);
+  // Leaves the counts behind; after all others have ended.
+  void leave() noexcept;
 
   // ---- writers ----
   Reservation reserve(const RecordShape& shape, Tick now);
@@ -125,7 +139,7 @@ class Domain {
   Counter hits;
 
  private:
-  enum class Purpose : std::uint8_t { Judge, Drop, Compact };
+  enum class Purpose : std::uint8_t { Judge, Drop, Compact, Spill };
   struct Open {
     std::uint32_t segment;
     std::uint8_t ttl_class;
@@ -133,6 +147,7 @@ class Domain {
 
   static constexpr std::size_t kMaxOpen = 8;
   static constexpr unsigned kPatience = 16;
+  static constexpr unsigned kSettleTries = 1000;
   static constexpr unsigned kGarbageScan = 64;
   static constexpr std::uint32_t kGarbageShare = 5;  // live bytes below a fifth: compact first
 
@@ -149,6 +164,11 @@ class Domain {
                         bool evicting);
   bool make_room_locked(std::uint32_t segments, Tick now);
   void settle_first_fill_locked();
+  void set_filled_once(bool filled) noexcept {
+    row_.filled_once.store(filled ? 1 : 0, std::memory_order_relaxed);
+  }
+  // Makes sure that no entry points into a segment that was emptied.
+  void ensure_no_entry_locked(std::uint32_t segment);
   void relabel_locked(std::uint32_t segment, Queue queue);
   std::uint32_t start_segment_locked(Queue queue, std::uint8_t ttl_class, Tick now);
   void seal_locked(Queue queue, std::size_t open_place);
@@ -171,6 +191,8 @@ class Domain {
 
   const DomainConfig config_;
   const DomainIndex index_;
+  const std::uint16_t row_number_;
+  DomainRow& row_;
   NamespaceState& ns_;
   const TierParts parts_;
   const Tick refresh_ticks_;
@@ -185,9 +207,10 @@ class Domain {
   std::array<std::uint32_t, kQueueCount> segments_in_{};       // guarded by mutex_
   std::uint64_t next_sequence_ = 1;                            // guarded by mutex_
   std::uint32_t used_segments_ = 0;                            // guarded by mutex_
-  bool filled_once_ = false;                                   // guarded by mutex_
   bool emptying_ = false;                                      // guarded by mutex_
   bool large_kept_ = false;                                    // guarded by mutex_
+  std::uint64_t spill_until_ns_ = 0;                           // 0: none; guarded by mutex_
+  bool left_behind_ = false;                                   // by a spill; guarded by mutex_
   std::vector<std::span<const std::uint8_t>> pieces_;          // guarded by mutex_
 
   // Relaxed: budgets are compared loosely, counts are shown.
@@ -203,6 +226,7 @@ class Domain {
   Counter kept_;
   Counter dropped_kept_;
   Counter segments_emptied_;
+  Counter swept_;
 };
 
 }  // namespace fc

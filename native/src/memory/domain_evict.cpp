@@ -25,7 +25,8 @@ bool Domain::pop_garbage_locked(std::uint32_t* segment) {
     for (std::size_t i = 0; i < end; ++i) {
       const SegmentMeta& row = parts_.arena.meta(sealed[i]);
       if (row.large != 0) continue;
-      if (row.live_bytes.load(std::memory_order_relaxed) * kGarbageShare < row.used) {
+      if (row.live_bytes.load(std::memory_order_relaxed) * kGarbageShare <
+          row.used.load(std::memory_order_relaxed)) {
         *segment = sealed[i];
         sealed.erase(sealed.begin() + static_cast<std::ptrdiff_t>(i));
         return true;
@@ -68,15 +69,20 @@ void Domain::empty_locked(std::uint32_t segment, Tick now, Purpose purpose) {
   std::uint32_t scanned = 0;  // records whose bucket was prefetched
   std::uint32_t judged = 0;
   std::uint32_t offset = 0;
-  while (judged < scanned || offset < row.used) {
-    if (offset < row.used && scanned - judged < kAhead) {
+  std::uint32_t end = row.used.load(std::memory_order_relaxed);
+  while (judged < scanned || offset < end) {
+    if (offset < end && scanned - judged < kAhead) {
       const RecordHeader& record = *parts_.arena.record(parts_.arena.location(segment, offset));
+      if (row.large == 0 && (record.large() || record.key_bytes > kMaxKeyBytes ||
+                             offset + record.record_bytes() > end)) [[unlikely]] {
+        end = offset;  // damaged: nothing says where the next record would be
+        continue;
+      }
       const std::uint64_t hash = hash_key(ns_.seed, record.key()).low;
       parts_.index.prefetch(parts_.index.home_of(hash));
       policy_->prefetch(hash);
       ahead[scanned++ % kAhead] = {offset, hash};
-      offset =
-          record.large() ? row.used : offset + static_cast<std::uint32_t>(record.record_bytes());
+      offset = row.large != 0 ? end : offset + static_cast<std::uint32_t>(record.record_bytes());
       continue;
     }
     const Seen& seen = ahead[judged++ % kAhead];
@@ -88,7 +94,27 @@ void Domain::empty_locked(std::uint32_t segment, Tick now, Purpose purpose) {
     large_kept_ = false;  // it is back in line with its segments
     return;
   }
+  if (left_behind_) return;
+  if (parts_.arena.memory().kind() != ArenaMemory::Kind::New) ensure_no_entry_locked(segment);
   release_locked(segment);
+}
+
+// An adopted segment may hold what an earlier process damaged. Its live bytes say whether all that
+// is indexed was found: then nothing is left of them. (Whoever takes an entry out counts after it,
+// so there may be a moment to wait.)
+void Domain::ensure_no_entry_locked(std::uint32_t segment) {
+  const SegmentMeta& row = parts_.arena.meta(segment);
+  for (unsigned tries = 0; tries < kSettleTries; ++tries) {
+    if (row.live_bytes.load(std::memory_order_acquire) == 0) return;
+    std::this_thread::yield();
+  }
+  swept_.add();
+  parts_.index.clear_all(
+      [&](Entry entry) {
+        return !entry.empty() && !entry.on_nvm() &&
+               parts_.arena.segment_of(entry.location()) == segment;
+      },
+      [&](Entry) { entries_.fetch_sub(1, std::memory_order_relaxed); });
 }
 
 Slot* Domain::find_location(const Place& place, std::uint64_t location) noexcept {
@@ -145,14 +171,15 @@ void Domain::judge_record_locked(std::uint32_t segment, std::uint32_t offset, st
       drop_entry(*slot, segment, record);
       return;
     }
-    frequency = entry.frequency();
+    // Asked or not, what is spilled is worth the write.
+    frequency = purpose == Purpose::Spill ? Entry::kMaxFrequency : entry.frequency();
     if (verdict.keep && row.large != 0) {
       // A record with segments of its own moves by changing its place in line.
       slot->store(entry.with_frequency(verdict.frequency).word(), std::memory_order_release);
     }
   }
   if (!verdict.keep) {
-    evictions_.add();
+    if (purpose != Purpose::Spill) evictions_.add();
     demote_record_locked(location, record, hash, frequency);
     return;
   }
@@ -196,13 +223,49 @@ void Domain::demote_record_locked(std::uint64_t location, const RecordHeader& re
     }
   }
   item.value = pieces_;
-  const Demotion demotion = lower_->demote(item);
+  Demotion demotion = lower_->demote(item);
+  if (spill_until_ns_ != 0) {
+    // Nobody waits for this one: there is time until the device has taken more.
+    while (!demotion.taken() && demotion.busy && monotonic_ns() < spill_until_ns_) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      demotion = lower_->demote(item);
+    }
+    if (!demotion.taken()) {
+      left_behind_ = true;
+      return;
+    }
+  }
   FC_SEQUENCE_POINT("domain:demoting");
   const Place place = parts_.index.place_of(hash);
   const PairLock pair(parts_.index, place);
   Slot* slot = find_location(place, location);
   if (slot != nullptr) drop_entry(*slot, first, record, demotion.entry.word());
   if (demotion.taken()) lower_->published(demotion, slot != nullptr);
+}
+
+std::uint64_t Domain::spill(Tick now, std::uint64_t deadline_ns, std::uint64_t bytes_most) {
+  const std::lock_guard lock(mutex_);
+  if (lower_ == nullptr) return 0;
+  while (seal_any_locked()) {
+  }
+  const std::uint64_t before = live_bytes_.get();
+  spill_until_ns_ = deadline_ns;
+  for (const Queue queue : {Queue::Main, Queue::Small}) {
+    auto& sealed = queues_[static_cast<std::size_t>(queue)];
+    std::vector<std::uint32_t> left;
+    while (!sealed.empty() && before - live_bytes_.get() < bytes_most &&
+           monotonic_ns() < deadline_ns) {
+      const std::uint32_t segment = sealed.back();
+      sealed.pop_back();
+      left_behind_ = false;
+      empty_locked(segment, now, Purpose::Spill);
+      if (left_behind_) left.push_back(segment);
+    }
+    sealed.insert(sealed.end(), left.rbegin(), left.rend());
+  }
+  spill_until_ns_ = 0;
+  left_behind_ = false;
+  return before - std::min(before, live_bytes_.get());
 }
 
 // Copies a live record to the end of a queue and swings its entry over, unless a writer was faster.
@@ -234,9 +297,8 @@ void Domain::move_record_locked(std::uint64_t location, RecordHeader& record, st
     const PairLock pair(parts_.index, place);
     if (Slot* slot = find_location(place, location)) {
       const Entry to = Entry::dram(place.tag, copy.location, record.record_bytes(), frequency);
-      drop_entry(*slot, segment, record);
       count_in(*copy.record);
-      slot->store(to.word(), std::memory_order_release);
+      drop_entry(*slot, segment, record, to.word());  // one store: the key is never away
       moved = true;
     }
   }

@@ -8,87 +8,6 @@
 
 namespace fc {
 
-DramTier::DramTier(const EngineConfig& config, const Clock& clock)
-    : ticks_(clock),
-      geometry_(Geometry::plan(config)),
-      max_value_bytes_(config.max_value_bytes),
-      memory_bytes_(config.memory_bytes),
-      arena_(geometry_, config.huge_pages),
-      index_(arena_.buckets(), geometry_.bucket_count),
-      write_versions_(
-          std::make_unique<std::atomic<std::uint32_t>[]>(layout::kWriteVersionStripes)) {
-  config.validate();
-  const TierParts parts{arena_, index_, epochs_};
-  std::uint64_t budgeted = 0;
-  for (const NamespaceConfig& ns_config : config.namespaces) {
-    auto ns = std::make_unique<Namespace>();
-    ns->index = static_cast<NamespaceIndex>(namespaces_.size());
-    ns->name = ns_config.name;
-    ns->seed = namespace_seed(ns_config.name);
-    ns->incarnation.store(new_incarnation(), std::memory_order_relaxed);
-    ns->negative_ttl_ms = ns_config.negative_ttl_ms;
-    ns->first_domain = static_cast<DomainIndex>(domains_.size());
-    ns->domain_count = static_cast<DomainIndex>(ns_config.domains.size());
-    std::uint64_t ns_entries = 0;
-    for (const DomainConfig& domain : ns_config.domains) {
-      const auto segments =
-          static_cast<std::uint32_t>(domain.budget_bytes / geometry_.segment_bytes);
-      if (segments < layout::kMinDomainSegments) {
-        throw std::invalid_argument(
-            "namespace " + ns_config.name + ", domain " + domain.name + ": a budget of " +
-            std::to_string(domain.budget_bytes) + " bytes is below the least of " +
-            std::to_string(std::uint64_t{layout::kMinDomainSegments} * geometry_.segment_bytes));
-      }
-      budgeted += segments;
-      const std::uint64_t entries = entry_budget_for(segments);
-      ns_entries += entries;
-      domains_.push_back(std::make_unique<Domain>(domain, static_cast<DomainIndex>(domains_.size()),
-                                                  *ns, parts, entries));
-    }
-    const auto domain_named = [&](const std::string& name) {
-      for (DomainIndex d = 0; d < ns->domain_count; ++d) {
-        if (ns_config.domains[d].name == name)
-          return static_cast<DomainIndex>(ns->first_domain + d);
-      }
-      return kNoDomain;
-    };
-    std::vector<Router::Rule> rules;
-    for (const RouteRule& rule : ns_config.rules) {
-      rules.push_back({rule.prefix, rule.asked_at_least, domain_named(rule.domain)});
-    }
-    ns->router = std::make_unique<Router>(std::move(rules), domain_named(ns_config.default_domain),
-                                          ns_entries);
-    namespaces_.push_back(std::move(ns));
-  }
-  if (budgeted > geometry_.segment_count - geometry_.reserve_segments) {
-    throw std::invalid_argument(
-        "the domains' budgets add up to " + std::to_string(budgeted * geometry_.segment_bytes) +
-        " bytes, but of memory of " + std::to_string(config.memory_bytes) + " bytes only " +
-        std::to_string(geometry_.domain_bytes()) + " are left after index and tables");
-  }
-  for (std::size_t i = 0; i < namespaces_.size(); ++i) {
-    by_name_.emplace(namespaces_[i]->name, static_cast<NamespaceIndex>(i));
-  }
-}
-
-DramTier::~DramTier() = default;
-
-void DramTier::attach(LowerTier& lower) {
-  lower_ = &lower;
-  for (const auto& ns : namespaces_) {
-    for (DomainIndex d = 0; d < ns->domain_count; ++d) {
-      domains_[ns->first_domain + d]->attach(lower, ns->index, d);
-    }
-  }
-}
-
-std::uint64_t DramTier::entry_budget_for(std::uint32_t segments) const noexcept {
-  const double share = static_cast<double>(segments) /
-                       static_cast<double>(geometry_.segment_count - geometry_.reserve_segments);
-  return static_cast<std::uint64_t>(static_cast<double>(index_.slot_count() - geometry_.nvm_slots) *
-                                    layout::kIndexLoadLimit * share);
-}
-
 NamespaceIndex DramTier::find_namespace(std::string_view name) const noexcept {
   const auto found = by_name_.find(name);
   return found == by_name_.end() ? kNoNamespace : found->second;
@@ -459,7 +378,9 @@ std::uint64_t DramTier::flush(NamespaceIndex ns_index) {
   Namespace& ns = *namespaces_[ns_index];
   const std::lock_guard lock(resize_mutex_);
   // From here on every older record is invisible.
-  ns.incarnation.store(new_incarnation(), std::memory_order_seq_cst);
+  const std::uint16_t incarnation = new_incarnation();
+  keep_incarnation(ns, incarnation);
+  ns.incarnation.store(incarnation, std::memory_order_seq_cst);
   FC_SEQUENCE_POINT("flush:hidden");
   std::uint64_t dropped = 0;
   for (DomainIndex d = 0; d < ns.domain_count; ++d) {
@@ -490,8 +411,7 @@ std::uint64_t DramTier::resize(DomainIndex domain_index, std::uint64_t budget_by
                                 std::to_string((available - others) * geometry_.segment_bytes) +
                                 " bytes are free of other domains' budgets: shrink one first");
   }
-  domain.resize(static_cast<std::uint32_t>(segments),
-                entry_budget_for(static_cast<std::uint32_t>(segments)), now());
+  domain.resize(static_cast<std::uint32_t>(segments), entry_budget_of(geometry_, segments), now());
   return old_bytes;
 }
 

@@ -22,6 +22,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <shared_mutex>
 #include <unordered_map>
 #include <vector>
@@ -35,8 +36,11 @@ namespace fc {
 
 class DramTier {
  public:
-  // Throws std::invalid_argument for a config that does not fit, std::bad_alloc for no memory.
-  DramTier(const EngineConfig& config, const Clock& clock);
+  // `tick`: what time it is for what the tier below holds already. Throws std::invalid_argument for
+  // a config that does not fit, std::bad_alloc for no memory, std::system_error for a directory of
+  // shared memory that cannot be used.
+  DramTier(const EngineConfig& config, const Clock& clock, StartReport& report,
+           std::optional<Tick> tick = {}, RecoveryProgress* progress = nullptr);
   ~DramTier();
 
   NamespaceIndex find_namespace(std::string_view name) const noexcept;
@@ -48,9 +52,20 @@ class DramTier {
   EpochManager& epochs() noexcept { return epochs_; }
   const Ticks& ticks() const noexcept { return ticks_; }
   const Geometry& geometry() const noexcept { return geometry_; }
-  const std::atomic<std::uint16_t>& incarnation(NamespaceIndex ns) const noexcept {
+  const ArenaMemory& memory() const noexcept { return memory_; }
+  // The tier below may set it to what it holds, before there are other threads; then
+  // keep_incarnations().
+  std::atomic<std::uint16_t>& incarnation(NamespaceIndex ns) noexcept {
     return namespaces_[ns]->incarnation;
   }
+  void keep_incarnations() noexcept;
+  // Evicts what the budgets of an adopted memory hold no more; the tier below may be attached.
+  void fit_budgets();
+  // Leaves all in order for the next process; after all other threads have ended.
+  void leave() noexcept;
+  // Moves what DRAM holds down, the latest first, until `deadline_ns` and at most so many bytes of
+  // each namespace; nobody may write meanwhile.
+  void spill(std::uint64_t deadline_ns, std::span<const std::uint64_t> bytes_most);
 
   // `rejected`: entries of the tier below that were read already and are not the key's, or cannot
   // be read.
@@ -86,6 +101,7 @@ class DramTier {
  private:
   struct Namespace : NamespaceState {
     NamespaceIndex index = kNoNamespace;
+    NamespaceRow* row = nullptr;
     DomainIndex first_domain = 0;
     DomainIndex domain_count = 0;
     std::uint64_t negative_ttl_ms = 0;
@@ -117,8 +133,14 @@ class DramTier {
   // The slot of the key, whatever its expiry; for the holder of its PairLock inside an epoch.
   Slot* find_key_locked(const Namespace& ns, const Place& place, std::string_view key) noexcept;
   std::uint16_t new_incarnation() noexcept;
+  void keep_incarnation(Namespace& ns, std::uint16_t incarnation) noexcept;
+  void make_namespaces(const EngineConfig& config);
+  std::vector<AdoptedDomain> adopt(const EngineConfig& config, StartReport& report,
+                                   RecoveryProgress* progress);
+  std::vector<AdoptedDomain> lay_out_domains(const EngineConfig& config,
+                                             std::span<const DomainIdentity> identities);
+  std::vector<std::uint32_t> budgets_of(const EngineConfig& config) const;
   std::uint64_t side_bytes() const noexcept;
-  std::uint64_t entry_budget_for(std::uint32_t segments) const noexcept;
 
   // get.cpp
   void get_chunk(GetColumn& column, std::size_t begin, std::size_t end, Tick tick, GetTally& tally);
@@ -133,8 +155,9 @@ class DramTier {
                     GetTally& tally, std::uint8_t** to);
   void copy_value(const RecordHeader& record, std::uint64_t location, std::uint8_t* to) noexcept;
 
-  const Ticks ticks_;
+  const ArenaMemory memory_;
   const Geometry geometry_;
+  const Ticks ticks_;
   const std::uint64_t max_value_bytes_;
   const std::uint64_t memory_bytes_;
   Arena arena_;

@@ -135,6 +135,8 @@ inline bool DramTier::serve(GetColumn& column, std::size_t position, const Recor
     return true;
   }
   const std::uint32_t bytes = record.value_bytes();
+  if (!arena_.is_sound(record, entry.location())) [[unlikely]]
+    return false;
   std::uint8_t* to = nullptr;
   if (!append_value(column, position, CellStatus::HitDram, bytes, tally, &to)) return true;
   if (!record.large()) [[likely]] {
@@ -171,6 +173,7 @@ void DramTier::copy_value(const RecordHeader& record, std::uint64_t location,
     left -= here;
     offset = 0;
     segment = arena_.meta(segment).next;
+    if (segment >= arena_.segment_count()) return;  // damaged since its adoption
   }
 }
 
