@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,40 +23,50 @@ import yaml
 from cache_daemon.cachectl_admin import AdminClient
 from cache_daemon.client import Client, FeatureCacheError, RetryPolicy, Status
 
-__all__ = ["VALUE_BYTES", "Ids", "RestartedDaemon", "fill", "hits", "large_shared_pages", "load"]
+__all__ = [
+    "NAMESPACE",
+    "VALUE_BYTES",
+    "Ids",
+    "RestartedDaemon",
+    "SharedMemory",
+    "fill",
+    "hits",
+    "load",
+    "shared_memory",
+]
 
 Ids = npt.NDArray[np.uint64]
 
+NAMESPACE = "pin"
 VALUE_BYTES = 200
 _BATCH = 8192
-_SHARED = Path("/dev/shm")
-_SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+_DEV_SHM = Path("/dev/shm")
 _START_S = 120.0
 _STOP_S = 60.0
 _PROBE_S = 0.001
 _CALL_S = 30.0
 _LOG_LINES_SHOWN = 20
 _ONCE = RetryPolicy(attempts=1)
-NAMESPACE = "pin"
 
 
 class RestartedDaemon:
-    """One config, one memory in /dev/shm, any number of processes one after the other.
+    """One config, one memory in `shared`, any number of processes one after the other.
 
     A context manager: at its end no process and no shared memory is left. `folder` takes config,
     sockets and log.
     """
 
-    def __init__(self, folder: Path, sections: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, shared: Path, sections: dict[str, Any]) -> None:
         """`sections` of the config beyond `listen` and `persist`."""
         self._folder = folder
+        self._shared = shared
         self._name = f"fc-bench-{secrets.token_hex(4)}"
         self._socket = folder / "data.sock"
         self.target = f"unix:{self._socket}"
         self._process: subprocess.Popen[bytes] | None = None
         config = {
             "listen": {"grpc": [self.target], "admin": f"unix:{folder}/admin.sock"},
-            "persist": {"dir": str(_SHARED), "name": self._name},
+            "persist": {"dir": str(shared), "name": self._name},
             **sections,
         }
         (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -71,7 +83,7 @@ class RestartedDaemon:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        for path in _SHARED.glob(f"{self._name}*"):
+        for path in self._shared.glob(f"{self._name}*"):
             path.unlink(missing_ok=True)
 
     def start(self, probe: int | None = None) -> float:
@@ -163,25 +175,34 @@ class RestartedDaemon:
         return "\n".join(lines[-_LOG_LINES_SHOWN:])
 
 
-@contextlib.contextmanager
-def large_shared_pages() -> Iterator[bool]:
-    """Shared memory on huge pages where this process may turn that on; back to what it was after.
+@dataclass(frozen=True)
+class SharedMemory:
+    """A tmpfs for memory that persists, and whether it gives huge pages to who asks for them."""
 
-    Yields whether it is on.
+    path: Path
+    large_pages: bool
+
+
+@contextlib.contextmanager
+def shared_memory() -> Iterator[SharedMemory]:
+    """A tmpfs of its own with huge pages where this process may mount one, else /dev/shm.
+
+    /dev/shm itself gives none unless it is mounted with `huge=`, whatever `shmem_enabled` says.
     """
-    try:
-        before = _SHMEM_ENABLED.read_text()
-        active = before[before.index("[") + 1 : before.index("]")]
-        if active == "never":
-            _SHMEM_ENABLED.write_text("advise")
-    except (OSError, ValueError):
-        yield False
-        return
-    try:
-        yield active not in ("deny",)
-    finally:
-        if active == "never":
-            _SHMEM_ENABLED.write_text(active)
+    with tempfile.TemporaryDirectory(prefix="fc-bench-shm-") as folder:
+        options = "huge=advise,mode=0700,size=90%"
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "fc-bench", folder],
+            capture_output=True,
+            check=False,
+        )
+        if mounted.returncode != 0:
+            yield SharedMemory(_DEV_SHM, large_pages=False)
+            return
+        try:
+            yield SharedMemory(Path(folder), large_pages=True)
+        finally:
+            subprocess.run(["umount", folder], check=True)
 
 
 def values_of(ids: Ids, version: int) -> npt.NDArray[np.uint8]:
