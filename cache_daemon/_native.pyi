@@ -19,11 +19,14 @@ __all__ = [
     "Node",
     "NodeConfig",
     "NvmConfig",
+    "PersistConfig",
+    "RecoveryProgress",
     "Reply",
     "RouteRule",
     "RpcError",
     "Sample",
     "Server",
+    "StartReport",
     "StoreConfig",
     "WriteReply",
     "build_info",
@@ -150,6 +153,30 @@ class NvmConfig:
     probe_interval_ms: int
 
 @final
+class PersistConfig:
+    """What outlives the process."""
+    def __init__(
+        self,
+        *,
+        dir: str,  # on tmpfs or hugetlbfs
+        name: str = "feature-cache",  # of the files there
+        durability: str = "drop_nvm",  # drop_nvm | bounded | sync
+        durability_window_ms: int = 100,  # of bounded
+        journal: str = "",  # file of the invalidation log; "": beside the first device
+        keep_on_clock_doubt: bool = False,  # after a reboot into an earlier time of day
+        spill_on_shutdown: bool = False,  # an orderly stop moves DRAM's items to NVM
+        shutdown_limit_ms: int = 20_000,  # for what an orderly stop writes
+    ) -> None: ...
+    dir: str
+    name: str
+    durability: str
+    durability_window_ms: int
+    journal: str
+    keep_on_clock_doubt: bool
+    spill_on_shutdown: bool
+    shutdown_limit_ms: int
+
+@final
 class NodeConfig:
     def __init__(
         self,
@@ -166,6 +193,7 @@ class NodeConfig:
         max_pending_batches: int = 4096,
         refresh_keys_per_second: int = 1000,
         nvm: NvmConfig | None = None,  # None: no NVM tier
+        persist: PersistConfig | None = None,  # None: nothing outlives the process
     ) -> None: ...
     memory_bytes: int
     namespaces: list[NamespaceConfig]
@@ -179,6 +207,7 @@ class NodeConfig:
     max_pending_batches: int
     refresh_keys_per_second: int
     nvm: NvmConfig | None
+    persist: PersistConfig | None
     def arena_bytes(self) -> int:
         """Bytes that the domains' budgets may share, after index and tables are taken off.
 
@@ -251,11 +280,52 @@ class FetchBatch:
         """Answers every key with ERROR, or with THROTTLED or TIMED_OUT when `reason` says so."""
 
 @final
+class RecoveryProgress:
+    """How far a start has come; read it from another thread while the node is made."""
+    def __init__(self) -> None: ...
+    @property
+    def phase(self) -> str: ...  # "", memory, nvm
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...  # 0: not known yet
+
+@final
+class StartReport:
+    """How a node started."""
+    @property
+    def memory(self) -> str: ...  # off | new | clean | checked | cold
+    @property
+    def memory_reason(self) -> str: ...  # why it was checked or cold
+    @property
+    def pages(self) -> str: ...  # what the memory lies on
+    @property
+    def memory_ms(self) -> float: ...
+    @property
+    def memory_items(self) -> int: ...
+    @property
+    def memory_dropped(self) -> int: ...
+    @property
+    def nvm(self) -> str: ...  # off | new | kept | rebuilt | empty
+    @property
+    def nvm_reason(self) -> str: ...
+    @property
+    def nvm_ms(self) -> float: ...
+    @property
+    def nvm_items(self) -> int: ...
+    @property
+    def nvm_dropped(self) -> int: ...
+    @property
+    def set_aside(self) -> int: ...  # files of an unknown format
+
+@final
 class Node:
     """Engine, single-flight table and store queues of one process."""
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, progress: RecoveryProgress | None = None) -> None:
         """Raises ValueError for a bad config, MemoryError when memory cannot be reserved and
-        OSError when an NVM device cannot be used."""
+        OSError when an NVM device or the directory of `persist` cannot be used.
+
+        May take long where an earlier process left much behind: `progress` tells how far it is."""
     def batch_get(self, request: bytes, timeout_s: float) -> Reply:
         """Serves one encoded BatchGetRequest in process. Raises RpcError as the server would."""
     def batch_put(self, request: bytes, timeout_s: float) -> WriteReply: ...
@@ -277,23 +347,35 @@ class Node:
         """Drops every item of the namespace; returns how many."""
     def samples(self) -> list[Sample]: ...
     def histograms(self) -> list[Histogram]: ...
+    def start_report(self) -> StartReport: ...
     def stop(self) -> None:
         """Answers what waits with TIMED_OUT and wakes every take_fetch. Idempotent."""
+    def shutdown(self) -> bool:
+        """The orderly end: stops, writes what shall outlive the process, and marks it as whole.
+
+        Takes at most `shutdown_limit_ms`. False when not all was written. Idempotent. Close servers
+        over the node first; what is called on the node itself later is refused, and no samples are
+        given any more.
+        """
 
 @final
 class Server:
     """The gRPC data service, health and reflection on TCP and Unix sockets."""
     def __init__(
         self,
-        node: Node,
+        node: Node | None,  # None: attached later; until then calls are refused
         addresses: Sequence[str],  # host:port (port 0: any) or unix:/path
         *,
         max_message_bytes: int = 64 << 20,
         reflection: bool = True,
+        misses_until_attached: bool = False,  # reads are answered MISS meanwhile, writes refused
+        max_batch_keys: int = 16384,  # of a read that is answered so
     ) -> None:
         """Raises OSError when an address cannot be bound."""
     @property
     def addresses(self) -> list[str]: ...
+    def attach(self, node: Node) -> None:
+        """From now on calls go to `node`. Once, and only where there was none."""
     def set_serving(self, serving: bool) -> None:
         """What grpc.health.v1 answers."""
     def drain(self, timeout_s: float) -> bool:

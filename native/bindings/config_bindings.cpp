@@ -213,6 +213,43 @@ void bind_nvm(py::module_& module) {
       .def_readwrite("probe_interval_ms", &fc::NvmConfig::probe_interval_ms);
 }
 
+std::string durability_of(const fc::PersistConfig& persist) {
+  return fc::durability_name(persist.durability);
+}
+void set_durability(fc::PersistConfig& persist, const std::string& name) {
+  persist.durability = fc::parse_durability(name);
+}
+
+void bind_persist(py::module_& module) {
+  py::class_<fc::PersistConfig>(module, "PersistConfig")
+      .def(py::init([](std::string dir, std::string name, const std::string& durability,
+                       std::uint64_t durability_window_ms, std::string journal,
+                       bool keep_on_clock_doubt, bool spill_on_shutdown,
+                       std::uint64_t shutdown_limit_ms) {
+             fc::PersistConfig persist;
+             persist.dir = std::move(dir);
+             persist.name = std::move(name);
+             set_durability(persist, durability);
+             persist.durability_window_ms = durability_window_ms;
+             persist.journal = std::move(journal);
+             persist.keep_on_clock_doubt = keep_on_clock_doubt;
+             persist.spill_on_shutdown = spill_on_shutdown;
+             persist.shutdown_limit_ms = shutdown_limit_ms;
+             return persist;
+           }),
+           py::kw_only(), "dir"_a, "name"_a = "feature-cache", "durability"_a = "drop_nvm",
+           "durability_window_ms"_a = 100, "journal"_a = "", "keep_on_clock_doubt"_a = false,
+           "spill_on_shutdown"_a = false, "shutdown_limit_ms"_a = 20'000)
+      .def_readwrite("dir", &fc::PersistConfig::dir)
+      .def_readwrite("name", &fc::PersistConfig::name)
+      .def_property("durability", durability_of, set_durability)
+      .def_readwrite("durability_window_ms", &fc::PersistConfig::durability_window_ms)
+      .def_readwrite("journal", &fc::PersistConfig::journal)
+      .def_readwrite("keep_on_clock_doubt", &fc::PersistConfig::keep_on_clock_doubt)
+      .def_readwrite("spill_on_shutdown", &fc::PersistConfig::spill_on_shutdown)
+      .def_readwrite("shutdown_limit_ms", &fc::PersistConfig::shutdown_limit_ms);
+}
+
 // None, where there is no NVM tier: inside that is an empty list of devices.
 std::optional<fc::NvmConfig> nvm_of(const fc::NodeConfig& config) {
   if (config.engine.nvm.devices.empty()) return std::nullopt;
@@ -220,6 +257,15 @@ std::optional<fc::NvmConfig> nvm_of(const fc::NodeConfig& config) {
 }
 void set_nvm(fc::NodeConfig& config, const std::optional<fc::NvmConfig>& nvm) {
   config.engine.nvm = nvm.value_or(fc::NvmConfig{});
+}
+
+// None, where nothing outlives the process: inside that is an empty directory.
+std::optional<fc::PersistConfig> persist_of(const fc::NodeConfig& config) {
+  if (!config.engine.persist.enabled()) return std::nullopt;
+  return config.engine.persist;
+}
+void set_persist(fc::NodeConfig& config, const std::optional<fc::PersistConfig>& persist) {
+  config.engine.persist = persist.value_or(fc::PersistConfig{});
 }
 
 void bind_node_config(py::module_& module) {
@@ -231,7 +277,8 @@ void bind_node_config(py::module_& module) {
                        std::uint64_t max_value_bytes, std::uint32_t max_batch_keys,
                        std::uint64_t max_reply_bytes, std::uint32_t max_pending_batches,
                        std::uint32_t refresh_keys_per_second,
-                       const std::optional<fc::NvmConfig>& nvm) {
+                       const std::optional<fc::NvmConfig>& nvm,
+                       const std::optional<fc::PersistConfig>& persist) {
              fc::NodeConfig config;
              config.engine.memory_bytes = memory_bytes;
              config.engine.namespaces = std::move(namespaces);
@@ -245,19 +292,22 @@ void bind_node_config(py::module_& module) {
              config.max_pending_batches = max_pending_batches;
              config.refresh_keys_per_second = refresh_keys_per_second;
              set_nvm(config, nvm);
+             set_persist(config, persist);
              return config;
            }),
            py::kw_only(), "memory_bytes"_a, "namespaces"_a,
            "stores"_a = std::vector<fc::StoreConfig>(), "segment_bytes"_a = 0,
            "expected_item_bytes"_a = 256, "huge_pages"_a = true, "max_value_bytes"_a = 8 << 20,
            "max_batch_keys"_a = 16384, "max_reply_bytes"_a = 64 << 20,
-           "max_pending_batches"_a = 4096, "refresh_keys_per_second"_a = 1000, "nvm"_a = py::none())
+           "max_pending_batches"_a = 4096, "refresh_keys_per_second"_a = 1000, "nvm"_a = py::none(),
+           "persist"_a = py::none())
       .def_readwrite("stores", &fc::NodeConfig::stores)
       .def_readwrite("max_batch_keys", &fc::NodeConfig::max_batch_keys)
       .def_readwrite("max_reply_bytes", &fc::NodeConfig::max_reply_bytes)
       .def_readwrite("max_pending_batches", &fc::NodeConfig::max_pending_batches)
       .def_readwrite("refresh_keys_per_second", &fc::NodeConfig::refresh_keys_per_second)
       .def_property("nvm", nvm_of, set_nvm)
+      .def_property("persist", persist_of, set_persist)
       .def("arena_bytes",
            [](const fc::NodeConfig& config) {
              return fc::Geometry::plan(config.engine).domain_bytes();
@@ -284,5 +334,6 @@ void bind_config(py::module_& module) {
   bind_namespace(module);
   bind_store(module);
   bind_nvm(module);
+  bind_persist(module);
   bind_node_config(module);
 }

@@ -25,6 +25,7 @@ PYBIND11_MODULE(_native, module) {
   py::register_local_exception_translator(&translate);
   module.doc() = "The native data plane: engine, request path, gRPC server and client transport.";
   bind_config(module);
+  bind_recovery(module);
   bind_client(module);
   bind_node(module);
   module.def("build_info", [] {

@@ -6,16 +6,19 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <stdexcept>
 #include <system_error>
 #include <thread>
 
 #include "bindings.hpp"
 #include "callback_thread.hpp"
 #include "client_bindings.hpp"
+#include "counter_views.hpp"
 #include "feature_cache/engine.hpp"
 #include "feature_cache/node.hpp"
 #include "feature_cache/reply.hpp"
 #include "feature_cache/server.hpp"
+#include "node_gate.hpp"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -24,58 +27,7 @@ namespace fc::bindings {
 namespace {
 
 constexpr int kInternal = 13;  // grpc.StatusCode.INTERNAL
-
-// ---- counters
-// ------------------------------------------------------------------------------------
-
-struct SampleView {
-  std::string name;
-  std::string help;
-  std::string kind;
-  std::map<std::string, std::string> labels;
-  double value = 0;
-};
-
-struct HistogramView {
-  std::string name;
-  std::string help;
-  std::map<std::string, std::string> labels;
-  std::vector<double> bounds;
-  std::vector<std::uint64_t> counts;
-  double sum = 0;
-};
-
-class Collector final : public CounterVisitor {
- public:
-  void counter(std::string_view name, std::string_view help, Labels labels,
-               std::uint64_t value) override {
-    samples.push_back({std::string(name), std::string(help), "counter", to_map(labels),
-                       static_cast<double>(value)});
-  }
-  void gauge(std::string_view name, std::string_view help, Labels labels, double value) override {
-    samples.push_back({std::string(name), std::string(help), "gauge", to_map(labels), value});
-  }
-  void histogram(std::string_view name, std::string_view help, Labels labels,
-                 std::span<const double> bounds, std::span<const std::uint64_t> counts,
-                 double sum) override {
-    histograms.push_back({std::string(name),
-                          std::string(help),
-                          to_map(labels),
-                          {bounds.begin(), bounds.end()},
-                          {counts.begin(), counts.end()},
-                          sum});
-  }
-
-  std::vector<SampleView> samples;
-  std::vector<HistogramView> histograms;
-
- private:
-  static std::map<std::string, std::string> to_map(Labels labels) {
-    std::map<std::string, std::string> map;
-    for (const Label& label : labels) map.emplace(label.name, label.value);
-    return map;
-  }
-};
+constexpr const char* kShutDown = "the cache was shut down";
 
 // ---- fetch batches
 // -------------------------------------------------------------------------------
@@ -88,7 +40,8 @@ struct HintedValue {
 
 class PyFetchBatch {
  public:
-  explicit PyFetchBatch(std::shared_ptr<FetchBatch> batch) : batch_(std::move(batch)) {}
+  PyFetchBatch(std::shared_ptr<FetchBatch> batch, std::shared_ptr<NodeGate> gate)
+      : batch_(std::move(batch)), gate_(std::move(gate)) {}
   ~PyFetchBatch() {
     // Giving up a batch answers its waiters: not with the interpreter's lock held.
     py::gil_scoped_release release;
@@ -119,14 +72,14 @@ class PyFetchBatch {
     std::vector<std::string> domains;           // what the hints point into
     read(values, answer, domains);
     py::gil_scoped_release release;
-    batch_->complete(std::move(answer));
+    if (const auto inside = gate_->enter()) batch_->complete(std::move(answer));
   }
   void fail(const std::string& reason) {
     CellStatus status = CellStatus::Error;
     if (reason == "throttled") status = CellStatus::Throttled;
     if (reason == "timed_out") status = CellStatus::TimedOut;
     py::gil_scoped_release release;
-    batch_->fail(status);
+    if (const auto inside = gate_->enter()) batch_->fail(status);
   }
 
  private:
@@ -199,6 +152,7 @@ class PyFetchBatch {
   }
 
   std::shared_ptr<FetchBatch> batch_;
+  std::shared_ptr<NodeGate> gate_;
 };
 
 // ---- the node
@@ -292,10 +246,10 @@ RequestBytes copy(const py::bytes& request) {
 
 class PyNode {
  public:
-  explicit PyNode(const NodeConfig& config) {
+  PyNode(const NodeConfig& config, RecoveryProgress* progress) {
     try {
       py::gil_scoped_release release;  // reserving memory and the space of a device takes its time
-      node_ = make_node(config);
+      node_ = make_node(config, {}, progress);
     } catch (const std::system_error& error) {
       raise_os_error(error);
     }
@@ -322,13 +276,14 @@ class PyNode {
       std::mutex mutex;
       std::condition_variable ready;
       bool done = false;
-      node_->batch_get(std::move(bytes), timeout_ms,
-                       [&](CallStatus status, std::vector<Buffer> pieces) {
-                         const std::lock_guard lock(mutex);
-                         outcome = {std::move(status), std::move(pieces)};
-                         done = true;
-                         ready.notify_one();
-                       });
+      const auto inside = gate_->enter();
+      get(inside.owns_lock(), std::move(bytes), timeout_ms,
+          [&](CallStatus status, std::vector<Buffer> pieces) {
+            const std::lock_guard lock(mutex);
+            outcome = {std::move(status), std::move(pieces)};
+            done = true;
+            ready.notify_one();
+          });
       std::unique_lock lock(mutex);
       ready.wait(lock, [&] { return done; });
     }
@@ -340,8 +295,8 @@ class PyNode {
     auto callback = std::make_shared<py::function>(std::move(done));
     py::gil_scoped_release release;
     const auto caller = std::this_thread::get_id();
-    node_->batch_get(
-        std::move(bytes), timeout_ms,
+    const auto inside = gate_->enter();
+    get(inside.owns_lock(), std::move(bytes), timeout_ms,
         [this, caller, callback](CallStatus status, std::vector<Buffer> pieces) mutable {
           // Shared, since a std::function copies what it holds.
           const auto outcome =
@@ -373,42 +328,62 @@ class PyNode {
     // By hand: at the interpreter's end a daemon thread is unwound from here, which a guard's
     // destructor would turn into an abort.
     PyThreadState* state = PyEval_SaveThread();
-    std::shared_ptr<FetchBatch> batch =
-        node_->take_fetch(store, static_cast<std::uint64_t>(std::max(0.0, wait_s) * 1000.0));
+    std::shared_ptr<FetchBatch> batch;
+    if (const auto inside = gate_->enter()) {
+      batch = node_->take_fetch(store, static_cast<std::uint64_t>(std::max(0.0, wait_s) * 1000.0));
+    }
     PyEval_RestoreThread(state);
     if (batch == nullptr) return nullptr;
-    return std::make_unique<PyFetchBatch>(std::move(batch));
+    return std::make_unique<PyFetchBatch>(std::move(batch), gate_);
   }
   std::uint64_t resize_domain(const std::string& ns_name, const std::string& domain_name,
                               std::uint64_t budget_bytes) {
+    py::gil_scoped_release release;
+    const auto inside = enter();
     const NamespaceIndex ns = find(ns_name);
     const DomainIndex domain = node_->engine().find_domain(ns, domain_name);
     if (domain == kNoDomain) {
       throw py::key_error("namespace " + ns_name + " has no domain " + domain_name);
     }
-    py::gil_scoped_release release;
     return node_->engine().resize(domain, budget_bytes);
   }
   std::uint64_t flush_namespace(const std::string& ns_name) {
-    const NamespaceIndex ns = find(ns_name);
     py::gil_scoped_release release;
-    return node_->engine().flush(ns);
+    const auto inside = enter();
+    return node_->engine().flush(find(ns_name));
   }
   Collector collect() const {
     py::gil_scoped_release release;
     Collector collector;
-    node_->visit(collector);
+    if (const auto inside = gate_->enter()) node_->visit(collector);
     return collector;
   }
+  StartReport start_report() const { return node_->engine().start_report(); }
   void stop() {
     py::gil_scoped_release release;
     node_->stop();
     callbacks_.drain();
   }
+  bool shutdown() {
+    py::gil_scoped_release release;
+    node_->stop();  // wakes and answers who waits inside
+    callbacks_.drain();
+    gate_->close();
+    return node_->shutdown();
+  }
 
  private:
   using Write = CallStatus (Node::*)(RequestBytes, std::vector<Buffer>&);
 
+  std::shared_lock<std::shared_mutex> enter() const {
+    auto inside = gate_->enter();
+    if (!inside) throw std::runtime_error(kShutDown);
+    return inside;
+  }
+  void get(bool inside, RequestBytes bytes, std::uint64_t timeout_ms, ReplyDone done) {
+    if (!inside) return done({CallStatus::Unavailable, kShutDown}, {});
+    node_->batch_get(std::move(bytes), timeout_ms, std::move(done));
+  }
   NamespaceIndex find(const std::string& name) const {
     const NamespaceIndex ns = node_->engine().find_namespace(name);
     if (ns == kNoNamespace) throw py::key_error("no namespace " + name);
@@ -418,7 +393,9 @@ class PyNode {
     const RequestBytes bytes = borrow(request, nullptr);  // the caller holds it meanwhile
     Outcome outcome;
     py::gil_scoped_release release;
-    outcome.status = ((*node_).*method)(bytes, outcome.pieces);
+    const auto inside = gate_->enter();
+    outcome.status = inside ? ((*node_).*method)(bytes, outcome.pieces)
+                            : CallStatus{CallStatus::Unavailable, kShutDown};
     return outcome;
   }
   py::object write(const py::bytes& request, Write method) {
@@ -440,6 +417,7 @@ class PyNode {
     callback.reset();
   }
 
+  const std::shared_ptr<NodeGate> gate_ = std::make_shared<NodeGate>();
   CallbackThread callbacks_;  // first in, last out: the node posts to it
   std::unique_ptr<Node> node_;
 };
@@ -450,13 +428,15 @@ class PyNode {
 class PyServer {
  public:
   PyServer(py::object node, std::vector<std::string> addresses, std::uint64_t max_message_bytes,
-           bool reflection)
+           bool reflection, bool misses_until_attached, std::uint32_t max_batch_keys)
       : owner_(std::move(node)) {
     ServerConfig config;
     config.addresses = std::move(addresses);
     config.max_message_bytes = max_message_bytes;
     config.reflection = reflection;
-    Node& target = owner_.cast<PyNode&>().node();
+    config.misses_until_attached = misses_until_attached;
+    config.max_batch_keys = max_batch_keys;
+    Node* const target = owner_.is_none() ? nullptr : &owner_.cast<PyNode&>().node();
     try {
       py::gil_scoped_release release;
       server_ = make_server(target, config);
@@ -472,6 +452,12 @@ class PyServer {
   PyServer& operator=(const PyServer&) = delete;
 
   std::vector<std::string> addresses() const { return server_->addresses(); }
+  void attach(py::object node) {
+    if (!owner_.is_none()) throw std::logic_error("the server has a node already");
+    Node& target = node.cast<PyNode&>().node();
+    owner_ = std::move(node);
+    server_->attach(target);
+  }
   void set_serving(bool serving) {
     py::gil_scoped_release release;
     server_->set_serving(serving);
@@ -531,7 +517,9 @@ void bind_node(py::module_& module) {
   using namespace fc::bindings;
   bind_views(module);
   py::class_<PyNode>(module, "Node")
-      .def(py::init<const fc::NodeConfig&>(), "config"_a)
+      // The progress is the caller's, and kept as long as anything could write to it.
+      .def(py::init<const fc::NodeConfig&, fc::RecoveryProgress*>(), "config"_a,
+           "progress"_a = py::none(), py::keep_alive<1, 3>())
       .def("batch_get", &PyNode::batch_get, "request"_a, "timeout_s"_a)
       .def("batch_put", &PyNode::batch_put, "request"_a, "timeout_s"_a)
       .def("batch_delete", &PyNode::batch_delete, "request"_a, "timeout_s"_a)
@@ -543,11 +531,16 @@ void bind_node(py::module_& module) {
       .def("flush_namespace", &PyNode::flush_namespace, "namespace"_a)
       .def("samples", [](const PyNode& node) { return node.collect().samples; })
       .def("histograms", [](const PyNode& node) { return node.collect().histograms; })
-      .def("stop", &PyNode::stop);
+      .def("start_report", &PyNode::start_report)
+      .def("stop", &PyNode::stop)
+      .def("shutdown", &PyNode::shutdown);
   py::class_<PyServer>(module, "Server")
-      .def(py::init<py::object, std::vector<std::string>, std::uint64_t, bool>(), "node"_a,
-           "addresses"_a, py::kw_only(), "max_message_bytes"_a = 64 << 20, "reflection"_a = true)
+      .def(py::init<py::object, std::vector<std::string>, std::uint64_t, bool, bool,
+                    std::uint32_t>(),
+           "node"_a, "addresses"_a, py::kw_only(), "max_message_bytes"_a = 64 << 20,
+           "reflection"_a = true, "misses_until_attached"_a = false, "max_batch_keys"_a = 16384)
       .def_property_readonly("addresses", &PyServer::addresses)
+      .def("attach", &PyServer::attach, "node"_a)
       .def("set_serving", &PyServer::set_serving, "serving"_a)
       .def("drain", &PyServer::drain, "timeout_s"_a)
       .def("stop", &PyServer::stop);

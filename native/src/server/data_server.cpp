@@ -22,6 +22,7 @@
 #include "server/call_gate.hpp"
 #include "server/get_stream.hpp"
 #include "server/grpc_bytes.hpp"
+#include "server/node_slot.hpp"
 
 namespace fc::server {
 namespace {
@@ -39,7 +40,7 @@ using RawService = v1::FeatureCache::WithRawCallbackMethod_BatchGet<
 
 class Service final : public RawService {
  public:
-  Service(Node& node, CallGate& gate) : node_(node), gate_(gate) {}
+  Service(NodeSlot& node, CallGate& gate) : node_(node), gate_(gate) {}
 
   grpc::ServerUnaryReactor* BatchGet(grpc::CallbackServerContext* context,
                                      const grpc::ByteBuffer* request,
@@ -132,7 +133,7 @@ class Service final : public RawService {
     response->set_value(column.values());
   }
 
-  Node& node_;
+  NodeSlot& node_;
   CallGate& gate_;
 };
 
@@ -159,7 +160,8 @@ void refuse_served_socket(const std::string& address) {
 
 class GrpcDataServer final : public DataServer {
  public:
-  GrpcDataServer(Node& node, const ServerConfig& config) : service_(node, gate_) {
+  GrpcDataServer(Node* node, const ServerConfig& config) : node_(config), service_(node_, gate_) {
+    if (node != nullptr) node_.attach(*node);  // before a call can come
     keep_freed_memory();
     static std::once_flag plugins;
     std::call_once(plugins, [] { grpc::EnableDefaultHealthCheckService(true); });
@@ -205,6 +207,8 @@ class GrpcDataServer final : public DataServer {
 
   const std::vector<std::string>& addresses() const noexcept override { return addresses_; }
 
+  void attach(Node& node) override { node_.attach(node); }
+
   void set_serving(bool serving) override {
     grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
     if (health == nullptr) return;
@@ -241,6 +245,7 @@ class GrpcDataServer final : public DataServer {
   }
 
   CallGate gate_;
+  NodeSlot node_;
   Service service_;
   std::unique_ptr<grpc::Server> server_;
   std::vector<std::string> addresses_;
@@ -253,7 +258,7 @@ class GrpcDataServer final : public DataServer {
 
 namespace fc {
 
-std::unique_ptr<DataServer> make_server(Node& node, const ServerConfig& config) {
+std::unique_ptr<DataServer> make_server(Node* node, const ServerConfig& config) {
   return std::make_unique<server::GrpcDataServer>(node, config);
 }
 

@@ -16,7 +16,7 @@ constexpr std::size_t kMaxUnderWay = 64;
 class GetStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
                         public Closable {
  public:
-  GetStream(Node& node, CallGate& gate, grpc::CallbackServerContext* context)
+  GetStream(NodeSlot& node, CallGate& gate, grpc::CallbackServerContext* context)
       : node_(node), gate_(gate), context_(context), accepted_(gate.enter()) {}
 
   void start(std::shared_ptr<GetStream> self) {
@@ -118,7 +118,7 @@ class GetStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
     Finish(status);
   }
 
-  Node& node_;
+  NodeSlot& node_;
   CallGate& gate_;
   grpc::CallbackServerContext* const context_;
   const bool accepted_;
@@ -140,7 +140,7 @@ class GetStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
 }  // namespace
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* start_get_stream(
-    Node& node, CallGate& gate, grpc::CallbackServerContext* context) {
+    NodeSlot& node, CallGate& gate, grpc::CallbackServerContext* context) {
   auto stream = std::make_shared<GetStream>(node, gate, context);
   GetStream* raw = stream.get();
   raw->start(std::move(stream));

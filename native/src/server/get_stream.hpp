@@ -3,14 +3,14 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include "feature_cache/node.hpp"
 #include "server/call_gate.hpp"
+#include "server/node_slot.hpp"
 
 namespace fc::server {
 
 // Owns itself until gRPC is done with it and its last request is answered. When the gate closes, it
 // answers what it has read, reads no more and ends with a refusal.
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* start_get_stream(
-    Node& node, CallGate& gate, grpc::CallbackServerContext* context);
+    NodeSlot& node, CallGate& gate, grpc::CallbackServerContext* context);
 
 }  // namespace fc::server
