@@ -10,7 +10,7 @@
 #include <unordered_map>
 
 #include "memory/arena_header.hpp"
-#include "persist_support.hpp"
+#include "restart_support.hpp"
 
 namespace fc::testing {
 namespace {

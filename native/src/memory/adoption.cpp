@@ -1,6 +1,8 @@
 #include "memory/adoption.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <mutex>
 #include <thread>
 
 #include "core/sequence_point.hpp"
@@ -10,8 +12,9 @@ namespace {
 
 constexpr std::uint64_t kBucketsPerThreadLeast = 1u << 14;
 constexpr unsigned kThreadsMost = 8;
-constexpr std::uint64_t kBucketsAhead = 4;  // about 30 records under way
-constexpr std::uint64_t kBucketsPerStep = 1u << 14;
+constexpr std::uint64_t kSegmentsPerThreadLeast = 16;
+constexpr std::uint32_t kRecordsAhead = 16;
+constexpr std::size_t kStreamAhead = 2048;
 
 }  // namespace
 
@@ -58,10 +61,15 @@ void Adoption::run(bool check, StartReport& report) {
   index_.finish_moves();
   match_rows();
   if (!classify() && !check) check_since("domains were removed");
-  std::uint64_t dropped = walk(check);
-  if (dropped != 0 && !check) {
-    check_since("entries of its index were damaged");
-    dropped += walk(true);
+  Walked walked = walk_index([](Entry, std::uint64_t) { return false; });
+  std::uint64_t dropped = walked.dropped;
+  if (dropped != 0 && !check) check_since("entries of its index were damaged");
+  if (check && count_records() != walked.kept) {
+    // Some entries point at what is no record, or not theirs.
+    walked =
+        walk_index([&](Entry entry, std::uint64_t number) { return !is_right(entry, number); });
+    dropped += walked.dropped;
+    if (count_records() != walked.kept) dropped += drop_unwalkable();
   }
   FC_SEQUENCE_POINT("adopt:checked");
   settle(check);
@@ -147,84 +155,157 @@ bool Adoption::claim_large(std::uint32_t head) {
   return true;
 }
 
-// Takes the entries out that are not right; returns how many. `check` recounts the rest.
-std::uint64_t Adoption::walk(bool check) {
-  const std::uint64_t buckets = index_.bucket_count();
-  const auto threads = static_cast<unsigned>(
-      std::clamp<std::uint64_t>(buckets / kBucketsPerThreadLeast, 1,
-                                std::clamp(std::thread::hardware_concurrency(), 1u, kThreadsMost)));
-  if (progress_ != nullptr) progress_->begin("memory", buckets);
-  if (check) {
-    for (std::uint32_t s = 0; s < arena_.segment_count(); ++s) {
-      arena_.meta(s).live_bytes.store(0, std::memory_order_relaxed);
-    }
+// Runs `part(thread, begin, end)` over a range, cut into as many parts as there are threads for it.
+template <class Part>
+void Adoption::in_parallel(std::uint64_t count, std::uint64_t least, Part&& part) {
+  const auto most = std::clamp(std::thread::hardware_concurrency(), 1u, kThreadsMost);
+  const auto threads = static_cast<unsigned>(std::clamp<std::uint64_t>(count / least, 1, most));
+  std::vector<std::thread> others;
+  for (unsigned t = 1; t < threads; ++t) {
+    others.emplace_back([&, t] { part(count * t / threads, count * (t + 1) / threads); });
   }
-  std::vector<std::vector<AdoptedDomain>> counts(threads);
-  std::vector<std::uint64_t> dropped(threads);
-  {
-    std::vector<std::thread> others;
-    const auto part = [&](unsigned t) {
-      dropped[t] = walk_part(check, buckets * t / threads, buckets * (t + 1) / threads, counts[t]);
-    };
-    for (unsigned t = 0; t < threads; ++t) counts[t].resize(domains_.size());
-    for (unsigned t = 1; t < threads; ++t) others.emplace_back(part, t);
-    part(0);
-    for (std::thread& other : others) other.join();
-  }
-  std::uint64_t all = 0;
-  for (unsigned t = 0; t < threads; ++t) {
-    all += dropped[t];
-    for (std::size_t d = 0; check && d < domains_.size(); ++d) {
-      adopted_[d].entries += counts[t][d].entries;
-      adopted_[d].live_bytes += counts[t][d].live_bytes;
-      adopted_[d].payload_bytes += counts[t][d].payload_bytes;
-    }
-  }
-  return all;
+  part(std::uint64_t{0}, count / threads);
+  for (std::thread& other : others) other.join();
 }
 
-std::uint64_t Adoption::walk_part(bool check, std::uint64_t begin, std::uint64_t end,
-                                  std::span<AdoptedDomain> counts) {
-  std::uint64_t dropped = 0;
-  const auto prefetch = [&](std::uint64_t number) {
+// Takes the entries out that do not point at records, or that `goes` does not want; counts both.
+template <class Goes>
+Adoption::Walked Adoption::walk_index(Goes&& goes) {
+  std::atomic<std::uint64_t> kept{0};
+  std::atomic<std::uint64_t> dropped{0};
+  in_parallel(index_.bucket_count(), kBucketsPerThreadLeast,
+              [&](std::uint64_t begin, std::uint64_t end) {
+                Walked mine;
+                for (std::uint64_t number = begin; number < end; ++number) {
+                  for (Slot& slot : index_.bucket(number).slots) {
+                    const Entry entry(slot.load(std::memory_order_relaxed));
+                    if (entry.empty()) continue;
+                    if (entry.on_nvm()) {
+                      if (!keep_below_ || entry.lines() == 0) {
+                        slot.store(0, std::memory_order_relaxed);
+                      }
+                      continue;
+                    }
+                    if (!points_well(entry) || goes(entry, number)) {
+                      slot.store(0, std::memory_order_relaxed);
+                      ++mine.dropped;
+                    } else {
+                      ++mine.kept;
+                    }
+                  }
+                }
+                kept.fetch_add(mine.kept, std::memory_order_relaxed);
+                dropped.fetch_add(mine.dropped, std::memory_order_relaxed);
+              });
+  return {kept.load(), dropped.load()};
+}
+
+// Makes the counts up anew, from each record that the index holds where its key belongs; returns
+// how many these are. By segment, not by entry: the records of a segment are read in a row.
+std::uint64_t Adoption::count_records() {
+  std::mutex mutex;
+  std::uint64_t found = 0;
+  for (AdoptedDomain& domain : adopted_)
+    domain.entries = domain.live_bytes = domain.payload_bytes = 0;
+  if (progress_ != nullptr) progress_->begin("memory", arena_.segment_count());
+  in_parallel(arena_.segment_count(), kSegmentsPerThreadLeast,
+              [&](std::uint64_t begin, std::uint64_t end) {
+                std::vector<AdoptedDomain> counts(domains_.size());
+                for (std::uint64_t s = begin; s < end; ++s) {
+                  count_segment(static_cast<std::uint32_t>(s), counts);
+                  if (progress_ != nullptr) progress_->add(1);
+                }
+                const std::lock_guard lock(mutex);
+                for (std::size_t d = 0; d < counts.size(); ++d) {
+                  adopted_[d].entries += counts[d].entries;
+                  adopted_[d].live_bytes += counts[d].live_bytes;
+                  adopted_[d].payload_bytes += counts[d].payload_bytes;
+                  found += counts[d].entries;
+                }
+              });
+  return found;
+}
+
+void Adoption::count_segment(std::uint32_t segment, std::span<AdoptedDomain> counts) {
+  SegmentMeta& row = arena_.meta(segment);
+  row.live_bytes.store(0, std::memory_order_relaxed);
+  if (use_[segment] != Use::Records && use_[segment] != Use::Large) return;
+  struct Seen {
+    std::uint32_t offset;
+    Place place;
+  };
+  std::array<Seen, kRecordsAhead> ahead;
+  AdoptedDomain& of = counts[owner_[segment]];
+  const NamespaceIndex ns = domains_[owner_[segment]].ns;
+  std::uint32_t scanned = 0;
+  std::uint32_t judged = 0;
+  std::uint32_t live = 0;
+  std::uint32_t offset = 0;
+  std::uint32_t end = row.used.load(std::memory_order_relaxed);
+  while (judged < scanned || offset < end) {
+    if (offset < end && scanned - judged < kRecordsAhead) {
+      const RecordHeader& record = *arena_.record(arena_.location(segment, offset));
+      if (!is_headed(record, segment, offset)) {
+        end = offset;  // damaged: nothing says where the next record would be
+        continue;
+      }
+      // The processor's own prefetching ends with each page.
+      for (std::size_t line = 0; line < record.record_bytes(); line += Entry::kCacheLine) {
+        __builtin_prefetch(reinterpret_cast<const std::byte*>(&record) + kStreamAhead + line);
+      }
+      if (ns_of_incarnation_[record.incarnation] == ns) {
+        const Place place = index_.place_of(hash_key(seeds_[ns], record.key()).low);
+        index_.prefetch(place.home);
+        index_.prefetch(place.partner);
+        ahead[scanned++ % kRecordsAhead] = {offset, place};
+      }
+      offset = record.large() ? end : offset + static_cast<std::uint32_t>(record.record_bytes());
+      continue;
+    }
+    const Seen& seen = ahead[judged++ % kRecordsAhead];
+    const std::uint64_t location = arena_.location(segment, seen.offset);
+    if (!is_indexed(seen.place, location)) continue;
+    const RecordHeader& record = *arena_.record(location);
+    live += static_cast<std::uint32_t>(record.record_bytes());
+    ++of.entries;
+    of.live_bytes += record.record_bytes();
+    of.payload_bytes += record.payload_bytes();
+  }
+  row.live_bytes.store(live, std::memory_order_relaxed);
+}
+
+// Segments whose records cannot be walked to the end hold entries that no walk finds: they go, as
+// a segment that is emptied must have none left.
+std::uint64_t Adoption::drop_unwalkable() {
+  const Walked walked = walk_index([&](Entry entry, std::uint64_t) {
+    const std::uint32_t segment = arena_.segment_of(entry.location());
+    const SegmentMeta& row = arena_.meta(segment);
+    std::uint32_t offset = 0;
+    const std::uint32_t end = row.used.load(std::memory_order_relaxed);
+    const std::uint64_t wanted =
+        (entry.location() - arena_.location(segment, 0)) * layout::kRecordAlignment;
+    while (offset < end && offset < wanted) {
+      const RecordHeader& record = *arena_.record(arena_.location(segment, offset));
+      if (!is_headed(record, segment, offset)) return true;
+      offset += static_cast<std::uint32_t>(record.record_bytes());
+    }
+    return offset != wanted;
+  });
+  (void)count_records();
+  return walked.dropped;
+}
+
+bool Adoption::is_indexed(const Place& place, std::uint64_t location) const noexcept {
+  for (const std::uint64_t number : {place.home, place.partner}) {
     for (const Slot& slot : index_.bucket(number).slots) {
       const Entry entry(slot.load(std::memory_order_relaxed));
-      if (!entry.empty() && !entry.on_nvm() && points_well(entry)) {
-        __builtin_prefetch(arena_.address(entry.location()));
+      if (entry.tag() == place.tag && !entry.on_nvm() && entry.lines() != 0 &&
+          entry.location() == location) {
+        return true;
       }
-    }
-  };
-  for (std::uint64_t number = begin; number < end; ++number) {
-    if (check && number + kBucketsAhead < end) prefetch(number + kBucketsAhead);
-    if (progress_ != nullptr && (number + 1) % kBucketsPerStep == 0) {
-      progress_->add(kBucketsPerStep);
-    }
-    for (Slot& slot : index_.bucket(number).slots) {
-      const Entry entry(slot.load(std::memory_order_relaxed));
-      if (entry.empty()) continue;
-      if (entry.on_nvm()) {
-        if (keep_below_ && entry.lines() != 0) continue;
-        slot.store(0, std::memory_order_relaxed);
-        continue;
-      }
-      if (!points_well(entry) || (check && !is_right(entry, number))) {
-        slot.store(0, std::memory_order_relaxed);
-        ++dropped;
-        continue;
-      }
-      if (!check) continue;
-      const RecordHeader& record = *arena_.record(entry.location());
-      const std::uint32_t segment = arena_.segment_of(entry.location());
-      const std::size_t bytes = record.record_bytes();
-      arena_.meta(segment).live_bytes.fetch_add(static_cast<std::uint32_t>(bytes),
-                                                std::memory_order_relaxed);
-      AdoptedDomain& of = counts[owner_[segment]];
-      ++of.entries;
-      of.live_bytes += bytes;
-      of.payload_bytes += record.payload_bytes();
     }
   }
-  return dropped;
+  return false;
 }
 
 // Into a part of a segment that holds records.
@@ -247,21 +328,22 @@ bool Adoption::points_well(Entry entry) const noexcept {
   return false;
 }
 
+// A header that can be one, and ends where its segment's records do at the latest.
+bool Adoption::is_headed(const RecordHeader& record, std::uint32_t segment,
+                         std::uint64_t offset) const noexcept {
+  if (record.key_bytes == 0 || record.key_bytes > kMaxKeyBytes) return false;
+  if (use_[segment] == Use::Large) return record.large() && offset == 0;
+  return !record.large() && offset + record.record_bytes() <=
+                                arena_.meta(segment).used.load(std::memory_order_relaxed);
+}
+
 // At a record of a namespace that is there, whose key belongs into this bucket.
 bool Adoption::is_right(Entry entry, std::uint64_t bucket) const noexcept {
   const RecordHeader& record = *arena_.record(entry.location());
   const std::uint32_t segment = arena_.segment_of(entry.location());
-  if (record.key_bytes == 0 || record.key_bytes > kMaxKeyBytes) return false;
-  const bool large = use_[segment] == Use::Large;
-  if (record.large() != large) return false;
-  if (!large) {
-    const std::uint64_t offset =
-        (entry.location() - arena_.location(segment, 0)) * layout::kRecordAlignment;
-    if (offset + record.record_bytes() >
-        arena_.meta(segment).used.load(std::memory_order_relaxed)) {
-      return false;
-    }
-  }
+  const std::uint64_t offset =
+      (entry.location() - arena_.location(segment, 0)) * layout::kRecordAlignment;
+  if (!is_headed(record, segment, offset)) return false;
   const NamespaceIndex ns = ns_of_incarnation_[record.incarnation];
   if (ns == kNoNamespace || domains_[owner_[segment]].ns != ns) return false;
   const Place place = index_.place_of(hash_key(seeds_[ns], record.key()).low);

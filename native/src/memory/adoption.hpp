@@ -65,9 +65,20 @@ class Adoption {
   bool classify();
   bool is_whole(std::uint32_t segment) const noexcept;
   bool claim_large(std::uint32_t head);
-  std::uint64_t walk(bool check);
-  std::uint64_t walk_part(bool check, std::uint64_t begin, std::uint64_t end,
-                          std::span<AdoptedDomain> counts);
+  struct Walked {
+    std::uint64_t kept = 0;
+    std::uint64_t dropped = 0;
+  };
+  template <class Part>
+  static void in_parallel(std::uint64_t count, std::uint64_t least, Part&& part);
+  template <class Goes>
+  Walked walk_index(Goes&& goes);
+  std::uint64_t count_records();
+  void count_segment(std::uint32_t segment, std::span<AdoptedDomain> counts);
+  std::uint64_t drop_unwalkable();
+  bool is_indexed(const Place& place, std::uint64_t location) const noexcept;
+  bool is_headed(const RecordHeader& record, std::uint32_t segment,
+                 std::uint64_t offset) const noexcept;
   bool points_well(Entry entry) const noexcept;
   bool is_right(Entry entry, std::uint64_t bucket) const noexcept;
   void settle(bool counted);
