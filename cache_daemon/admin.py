@@ -27,7 +27,9 @@ from cache_daemon._proto._pool import POOL
 from cache_daemon._proto.feature_cache.v1 import admin_pb2, admin_pb2_grpc
 from cache_daemon.config_check import is_loopback, nearest
 from cache_daemon.metrics import SampleLike, SampleSource
+from cache_daemon.node_holder import NotServing
 from cache_daemon.nvm_devices import NvmDevice
+from cache_daemon.recovery import Progress, Report
 
 __all__ = [
     "AdminError",
@@ -91,7 +93,7 @@ class StoreInfo:
 class DaemonStatus:
     """What the daemon is and how it does, at the moment of asking."""
 
-    state: str  # STARTING, SERVING, DRAINING or STOPPED
+    state: str  # STARTING, RECOVERING, SERVING, DRAINING or STOPPED
     version: str
     topology: str
     uptime_seconds: float
@@ -101,6 +103,8 @@ class DaemonStatus:
     namespaces: Sequence[NamespaceInfo]
     stores: Sequence[StoreInfo] = ()
     nvm_devices: Sequence[NvmDevice] = ()
+    recovery: Progress | None = None  # while it recovers
+    start: Report | None = None  # how it started, once it has
 
 
 class AdminServer:
@@ -243,6 +247,8 @@ class _Servicer(admin_pb2_grpc.AdminServicer):
                 )
                 for device in status.nvm_devices
             ],
+            recovery=_recovery_status(status.recovery),
+            start=_start_status(status.start),
         )
 
     def GetStats(
@@ -289,6 +295,8 @@ class _Servicer(admin_pb2_grpc.AdminServicer):
             _not_found(context, "eviction domain", request.domain, names, where)
         except ValueError as error:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        except NotServing as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         _log.info(
             "admin: resized %s/%s from %d to %d bytes",
             *(request.namespace, request.domain, old, request.budget_bytes),
@@ -301,7 +309,10 @@ class _Servicer(admin_pb2_grpc.AdminServicer):
         self, request: admin_pb2.FlushNamespaceRequest, context: grpc.ServicerContext
     ) -> admin_pb2.FlushNamespaceResponse:
         namespace = _known_namespace(self._status(), request.namespace, context)
-        items = self._node.flush_namespace(namespace.name)
+        try:
+            items = self._node.flush_namespace(namespace.name)
+        except NotServing as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         _log.info("admin: flushed namespace %s, %d items", namespace.name, items)
         return admin_pb2.FlushNamespaceResponse(items=items)
 
@@ -317,6 +328,33 @@ class _Servicer(admin_pb2_grpc.AdminServicer):
         _log.info("admin: asked to drain")
         self._drain(timeout or None)
         return admin_pb2.DrainResponse()
+
+
+def _recovery_status(progress: Progress | None) -> admin_pb2.RecoveryStatus | None:
+    if progress is None:
+        return None
+    return admin_pb2.RecoveryStatus(
+        phase=progress.phase, done=progress.done, total=progress.total, seconds=progress.seconds
+    )
+
+
+def _start_status(report: Report | None) -> admin_pb2.StartStatus | None:
+    if report is None:
+        return None
+    return admin_pb2.StartStatus(
+        memory=report.memory,
+        memory_reason=report.memory_reason,
+        pages=report.pages,
+        memory_seconds=report.memory_ms / 1000,
+        memory_items=report.memory_items,
+        memory_dropped=report.memory_dropped,
+        nvm=report.nvm,
+        nvm_reason=report.nvm_reason,
+        nvm_seconds=report.nvm_ms / 1000,
+        nvm_items=report.nvm_items,
+        nvm_dropped=report.nvm_dropped,
+        set_aside=report.set_aside,
+    )
 
 
 def _namespace_stats(

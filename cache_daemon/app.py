@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from cache_daemon._native import Node, Server, build_info
+from cache_daemon._native import Node, RecoveryProgress, Server, build_info
 from cache_daemon.admin import AdminServer, DaemonStatus, DomainInfo, NamespaceInfo, StoreInfo
 from cache_daemon.config import Config, ConfigError, ServiceManager
 from cache_daemon.config_node import node_config
@@ -26,9 +26,21 @@ from cache_daemon.config_problem import Problem
 from cache_daemon.config_units import format_duration, format_size
 from cache_daemon.fetch import FetchLoop
 from cache_daemon.http import HttpServer
-from cache_daemon.lifecycle import Drained, DrainRequest, Inbox, Lifecycle, State, StopSignal
+from cache_daemon.lifecycle import (
+    Drained,
+    DrainRequest,
+    Event,
+    Finished,
+    Inbox,
+    Lifecycle,
+    NodeMade,
+    State,
+    StopSignal,
+)
 from cache_daemon.metrics import Metrics, SampleSource
+from cache_daemon.node_holder import NodeHolder
 from cache_daemon.nvm_devices import DeviceWatch, nvm_devices
+from cache_daemon.recovery import Start
 from cache_daemon.sdnotify import Notifier
 from cache_daemon.stores import StoreConfigError, make_store
 from cache_daemon.stores.guard import GuardedStore
@@ -40,6 +52,8 @@ _log = logging.getLogger(__name__)
 _JOIN_STORES_S = 2.0  # how long a stop waits for store calls that run
 _JOIN_DRAIN_S = 1.0
 _DRAIN_GRACE_S = 2.0  # for the last replies, beyond a drain's timeout
+_TELL_PROGRESS_S = 2.0  # how often a recovery says how far it is
+_EXTEND_S = 30.0  # what the service manager is asked for at a time, on the way up and down
 
 
 class StartError(Exception):
@@ -47,52 +61,65 @@ class StartError(Exception):
 
 
 class Pipeline:
-    """The cache by itself: node, guarded stores and their fetch loops, running from construction.
+    """The cache by itself: node, guarded stores and their fetch loops. Thread-safe.
 
-    Raises StartError, or ConfigError for settings that only the engine can judge. Thread-safe.
+    The stores are open from construction, the rest is there after `start`. Both raise StartError,
+    or ConfigError for settings that only the engine can judge.
     """
 
     def __init__(self, config: Config) -> None:
-        settings = node_config(config)
+        self._settings = node_config(config)
+        self._progress = RecoveryProgress()
+        self._node: Node | None = None
+        self._devices: DeviceWatch | None = None
+        self._loops: list[FetchLoop] = []
         self.config = config
         self.stores: dict[str, GuardedStore] = {}
-        self._loops: list[FetchLoop] = []
+        self.held = NodeHolder()  # the node, also before it is there
+        self.started = Start(self._progress)  # how the start goes, or went
         with ExitStack() as undo:
             for name in config.stores:
                 self.stores[name] = self._open_store(name)
                 undo.callback(self.stores[name].close)
-            try:
-                self.node = Node(settings)
-            except MemoryError as error:
-                size = format_size(config.memory.size)
-                raise StartError(
-                    f"cannot reserve {size} of memory: {error or 'the system refuses'}; "
-                    "give memory.size less, or the machine (or its /dev/shm) more"
-                ) from error
-            except OSError as error:  # of an NVM device; the message says what to do
-                raise StartError(error.strerror or str(error)) from error
-            except ValueError as error:
-                raise ConfigError([Problem((), f"the engine refuses it: {error}")]) from error
-            undo.callback(self.halt)
-            self.devices = DeviceWatch(self.node)
-            undo.callback(self.devices.stop)
-            for name, store in self.stores.items():
-                concurrency = config.stores[name].guard.concurrency
-                loop = FetchLoop(self.node, name, store, concurrency)
-                self._loops.append(loop)
-                loop.start()
             undo.pop_all()
+
+    def start(self) -> None:
+        """Makes the node, which recovers what an earlier process left: that may take its time.
+
+        Once. Where it raises, `close` is still to be called.
+        """
+        self._node = node = self._make_node()
+        self.started.end(node.start_report())
+        self._devices = DeviceWatch(node)
+        for name, store in self.stores.items():
+            loop = FetchLoop(node, name, store, self.config.stores[name].guard.concurrency)
+            self._loops.append(loop)
+            loop.start()
+        self.held.put(node)
+
+    @property
+    def node(self) -> Node:
+        """The node; RuntimeError before `start` has made it."""
+        if self._node is None:
+            raise RuntimeError("the pipeline was not started")
+        return self._node
+
+    @property
+    def out_of_service(self) -> list[str]:
+        """Paths of the NVM devices that are out of service."""
+        return self._devices.out_of_service if self._devices else []
 
     @property
     def sources(self) -> list[SampleSource]:
         """Everything in the pipeline that keeps counters."""
-        return [self.node, *self.stores.values()]
+        return [self.held, self.started, *self.stores.values()]
 
     def halt(self) -> None:
         """Takes no more misses to the stores, and answers what still waits. Idempotent."""
         for loop in self._loops:
             loop.request_stop()
-        self.node.stop()
+        if self._node is not None:
+            self._node.stop()
 
     def close(self) -> bool:
         """Halts, and closes the stores once their calls have returned; takes bounded time.
@@ -101,7 +128,11 @@ class Pipeline:
         open, because closing a store under a call may crash the store's library. Idempotent.
         """
         self.halt()
-        self.devices.stop()
+        if self._devices is not None:
+            self._devices.stop()
+        if not self._loops:  # it was not started, or not all the way
+            for name, store in self.stores.items():
+                _close_store(name, store)
         deadline = time.monotonic() + _JOIN_STORES_S
         finished = True
         for loop in self._loops:
@@ -111,6 +142,44 @@ class Pipeline:
                 _log.warning("store %s: a call still runs; it is left behind", loop.name)
                 finished = False
         return finished
+
+    def shut_down(self) -> None:
+        """The orderly end, after `close`: what shall outlive the process is written.
+
+        Takes `persist.shutdown_limit` at most. No server may be over the node any more. Idempotent.
+        """
+        self.held.take_away()
+        if self._node is None or self.config.persistence is None:
+            return
+        began = time.monotonic()
+        try:
+            whole = self._node.shutdown()
+        except Exception:
+            _log.exception("the orderly end of the node failed; the next start checks what it left")
+            return
+        seconds = time.monotonic() - began
+        if whole:
+            _log.info("the cache is left in order for the next start, in %.2f s", seconds)
+        else:
+            _log.warning(
+                "not all was written for the next start, in %.2f s (persist.shutdown_limit is %s)",
+                seconds,
+                format_duration(self.config.persistence.shutdown_limit),
+            )
+
+    def _make_node(self) -> Node:
+        try:
+            return Node(self._settings, self._progress)
+        except MemoryError as error:
+            size = format_size(self.config.memory.size)
+            raise StartError(
+                f"cannot reserve {size} of memory: {error or 'the system refuses'}; "
+                "give memory.size less, or the machine (or its /dev/shm) more"
+            ) from error
+        except OSError as error:  # of an NVM device or persist.dir; the message says what to do
+            raise StartError(error.strerror or str(error)) from error
+        except ValueError as error:
+            raise ConfigError([Problem((), f"the engine refuses it: {error}")]) from error
 
     def _open_store(self, name: str) -> GuardedStore:
         settings = self.config.stores[name]
@@ -155,8 +224,13 @@ class Daemon:
         self._ready_file = ready_file
         self._inbox = Inbox()
         self._addresses = Addresses(os.getpid())
+        # What works while the main thread listens; daemonic, so that none can keep the process.
+        self._start_thread: threading.Thread | None = None
         self._drain_thread: threading.Thread | None = None
+        self._finish_thread: threading.Thread | None = None
         self._signals = 0
+        self._drained = False  # the drain has answered every accepted request
+        self._closed: bool | None = None  # what the pipeline's close said, once it was called
         self.lifecycle = Lifecycle()
 
     def run(self) -> Outcome:
@@ -169,16 +243,26 @@ class Daemon:
             pipeline = Pipeline(self._config)
 
             def close_pipeline() -> None:
-                outcome.threads_left = not pipeline.close()
+                # A node that is being made, or is being shut down, cannot be interrupted: the
+                # process ends under it, and the next start recovers.
+                if _is_alive(self._start_thread) or _is_alive(self._finish_thread):
+                    outcome.threads_left = True
+                    return
+                closed = pipeline.close() if self._closed is None else self._closed
+                outcome.threads_left = not closed
 
             stack.callback(close_pipeline)
             try:
                 server = self._listen(stack, pipeline)
             except (OSError, ValueError, RuntimeError) as error:
                 raise StartError(getattr(error, "strerror", None) or str(error)) from error
+            if not self._start(notifier, pipeline):
+                outcome.drained = server.drain(_DRAIN_GRACE_S)
+                return outcome
+            server.attach(pipeline.node)
             self._announce(stack, notifier)
             outcome.drained = self._serve(notifier, server, pipeline)
-            if not outcome.drained:
+            if not outcome.drained and self._finish_thread is None:
                 # What waits for a store is answered now, so that no listener waits for it to end.
                 pipeline.halt()
         if self._drain_thread is not None:
@@ -196,26 +280,33 @@ class Daemon:
                 listen.http,
                 metrics=metrics,
                 state=self._state,
-                out_of_service=lambda: pipeline.devices.out_of_service,
+                out_of_service=lambda: pipeline.out_of_service,
             )
             stack.callback(http.stop)
             self._addresses.http = http.address
+        persist = self._config.persistence
+        early = persist is not None and persist.serve_while_recovering
+        # It has its addresses before the node is made, so that what is wrong with them is found
+        # before anything else is touched; the node comes to it later.
         server = Server(
-            pipeline.node,
+            None,
             list(listen.grpc),
             max_message_bytes=self._config.limits.max_message_size,
+            misses_until_attached=early,
+            max_batch_keys=self._config.limits.max_batch_keys,
         )
         stack.callback(server.stop)
 
         def tell_health(state: State) -> None:
             if state is not State.STOPPED:  # the server is gone by then
-                server.set_serving(state is State.SERVING)
+                recovering = state is State.RECOVERING
+                server.set_serving(state is State.SERVING or (early and recovering))
 
         self.lifecycle.add_listener(tell_health)
         self._addresses.grpc = list(server.addresses)
         if listen.admin is not None:
             admin = AdminServer(
-                pipeline.node,
+                pipeline.held,
                 listen.admin,
                 lambda: self._status(pipeline),
                 lambda timeout_s: self._inbox.put(DrainRequest(timeout_s)),
@@ -225,6 +316,39 @@ class Daemon:
             stack.callback(admin.stop)
             self._addresses.admin = admin.address
         return server
+
+    def _start(self, notifier: Notifier, pipeline: Pipeline) -> bool:
+        """Waits until the pipeline runs; False when a stop came first."""
+        if self._config.persistence is not None:
+            self.lifecycle.advance(State.RECOVERING)
+
+        def start() -> None:
+            try:
+                pipeline.start()
+            except Exception as error:
+                self._inbox.put(NodeMade(error))
+            else:
+                self._inbox.put(NodeMade())
+
+        self._start_thread = threading.Thread(target=start, name="start", daemon=True)
+        self._start_thread.start()
+        while True:
+            match self._inbox.get(_TELL_PROGRESS_S):
+                case NodeMade(error):
+                    self._start_thread.join()
+                    if error is not None:
+                        raise error
+                    return True
+                case StopSignal(name):
+                    _log.info("%s received: stopping at once, before anything was served", name)
+                    return False
+                case DrainRequest():
+                    _log.info("an operator asks to stop: at once, before anything was served")
+                    return False
+                case _ if self._recovers():
+                    notifier.recovering(pipeline.started.tell_progress(), _EXTEND_S)
+                case _:
+                    notifier.recovering("starting", _EXTEND_S)
 
     def _announce(self, stack: ExitStack, notifier: Notifier) -> None:
         """Moves to SERVING, and says so to everybody who waits for it."""
@@ -245,13 +369,8 @@ class Daemon:
     def _serve(self, notifier: Notifier, server: Server, pipeline: Pipeline) -> bool:
         """The main thread's loop; True when the drain answered every accepted request."""
         drain = functools.partial(self._drain, notifier, server, pipeline)
-        # Half the interval, as sd_watchdog_enabled(3) advises.
-        beat_s = self._manager.watchdog_seconds / 2 or None
         while True:
-            event = self._inbox.get(beat_s)
-            if beat_s is not None:
-                notifier.alive()
-            match event:
+            match self._next_event(notifier):
                 case StopSignal(name) if self._signals == 0:
                     self._signals = 1
                     if self.lifecycle.state is State.SERVING:
@@ -262,14 +381,46 @@ class Daemon:
                     _log.warning("%s received again: stopping at once", name)
                     # From here on the kernel's default holds: should a stop hang, one more ends it.
                     self._inbox.release_signals()
-                    return False
+                    return self._drained
                 case DrainRequest(timeout_s) if self.lifecycle.state is State.SERVING:
                     seconds = self._config.drain_timeout if timeout_s is None else timeout_s
                     drain(seconds, "an operator asks for it")
                 case Drained(complete):
                     if not complete:
                         _log.warning("accepted requests had to be cancelled")
-                    return complete
+                    self._drained = complete
+                    self._finish(server, pipeline)
+                case Finished() if self._finish_thread is not None:
+                    self._finish_thread.join()
+                    return self._drained
+
+    def _next_event(self, notifier: Notifier) -> Event | None:
+        """The next one; the service manager hears meanwhile that the daemon lives."""
+        # Half the interval, as sd_watchdog_enabled(3) advises.
+        beat_s = self._manager.watchdog_seconds / 2 or None
+        wait_s = beat_s
+        if self._finish_thread is not None:
+            notifier.still_stopping(_EXTEND_S)
+            wait_s = min(_EXTEND_S / 2, beat_s or _EXTEND_S)
+        event = self._inbox.get(wait_s)
+        if beat_s is not None:
+            notifier.alive()
+        return event
+
+    def _finish(self, server: Server, pipeline: Pipeline) -> None:
+        """Ends what serves, then the node in order; in a thread, as a drain."""
+
+        def finish() -> None:
+            try:
+                server.stop()
+                self._closed = pipeline.close()
+                pipeline.shut_down()
+            except Exception:
+                _log.exception("the orderly end failed")
+            self._inbox.put(Finished())
+
+        self._finish_thread = threading.Thread(target=finish, name="finish", daemon=True)
+        self._finish_thread.start()
 
     def _drain(
         self,
@@ -306,6 +457,9 @@ class Daemon:
         self._drain_thread = threading.Thread(target=drain, name="drain", daemon=True)
         self._drain_thread.start()
 
+    def _recovers(self) -> bool:
+        return self.lifecycle.state is State.RECOVERING
+
     def _state(self) -> str:
         return self.lifecycle.state.value
 
@@ -335,7 +489,9 @@ class Daemon:
                 StoreInfo(name=name, type=config.stores[name].type, breaker=store.state)
                 for name, store in pipeline.stores.items()
             ],
-            nvm_devices=nvm_devices(pipeline.node.samples()) if config.nvm else (),
+            nvm_devices=nvm_devices(pipeline.held.samples()) if config.nvm else (),
+            recovery=pipeline.started.progress if self._recovers() else None,
+            start=pipeline.started.report,
         )
 
 
@@ -345,6 +501,10 @@ def version() -> str:
         return importlib.metadata.version("feature-cache")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _is_alive(thread: threading.Thread | None) -> bool:
+    return thread is not None and thread.is_alive()
 
 
 def _close_store(name: str, store: GuardedStore) -> None:

@@ -5,7 +5,7 @@ Pure functions of replies; no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -316,7 +316,13 @@ def status_dict(status: admin_pb2.GetStatusResponse) -> dict[str, Any]:
             }
             for device in status.nvm_devices
         ],
+        "recovery": _fields(status.recovery) if status.HasField("recovery") else None,
+        "start": _fields(status.start) if status.HasField("start") else None,
     }
+
+
+def _fields(message: admin_pb2.RecoveryStatus | admin_pb2.StartStatus) -> dict[str, Any]:
+    return {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
 
 
 def status_table(status: admin_pb2.GetStatusResponse) -> Table:
@@ -342,7 +348,40 @@ def status_table(status: admin_pb2.GetStatusResponse) -> Table:
         how = f", {device.io}, {'direct' if device.direct else 'buffered'}"
         size = f"{human_bytes(device.bytes)}, "
         table.add_row(f"nvm {device.path}", Text(size) + state + Text(how))
+    if status.HasField("recovery"):
+        table.add_row("recovery", Text(_recovery_text(status.recovery), "yellow"))
+    if status.HasField("start"):
+        for tier, text in _start_texts(status.start):
+            table.add_row(f"start, {tier}", text)
     return table
+
+
+def _recovery_text(recovery: admin_pb2.RecoveryStatus) -> str:
+    share = f"{recovery.done / recovery.total:.0%} of {recovery.total:,}" if recovery.total else "…"
+    return f"{recovery.phase or 'begins'}: {share}, {recovery.seconds:.1f} s"
+
+
+def _start_texts(start: admin_pb2.StartStatus) -> Iterator[tuple[str, Text]]:
+    """What each tier began with; nothing where nothing outlives the process."""
+    if start.memory == "off":
+        return
+    pages = f", {start.pages}" if start.pages else ""
+    figures = (start.memory_items, start.memory_dropped, start.memory_seconds)
+    yield "memory", _start_text(start.memory, start.memory_reason, *figures, pages)
+    if start.nvm != "off":
+        figures = (start.nvm_items, start.nvm_dropped, start.nvm_seconds)
+        yield "nvm", _start_text(start.nvm, start.nvm_reason, *figures, "")
+    if start.set_aside:
+        yield "set aside", Text(f"{start.set_aside} files of an unknown format", "red")
+
+
+def _start_text(
+    how: str, reason: str, items: int, dropped: int, seconds: float, pages: str
+) -> Text:
+    style = "red" if how in ("cold", "empty") else "green"
+    line = f", {items:,} items in {seconds * 1000:,.0f} ms"
+    line += f", {dropped:,} dropped" if dropped else ""
+    return Text(how, style) + Text(f"{line}{pages}{f'; {reason}' if reason else ''}")
 
 
 def human_bytes(count: int) -> str:

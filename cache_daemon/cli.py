@@ -19,10 +19,12 @@ from cache_daemon.config import (
     Config,
     ConfigError,
     effective_settings,
+    free_memory_bytes,
     load_config,
     service_manager,
 )
 from cache_daemon.config_nvm import NvmPlan, nvm_plan
+from cache_daemon.config_persist import persist_warnings
 from cache_daemon.config_schema import json_schema
 from cache_daemon.config_units import format_size
 from cache_daemon.log_format import set_up_logging
@@ -92,6 +94,8 @@ def check_config(
         nvm = nvm_plan(settings)
     except ConfigError as error:
         _fail(_EXIT_BAD_CONFIG, str(ConfigError(error.problems, str(config))))
+    for warning in persist_warnings(settings, free_memory_bytes()):
+        typer.echo(f"{config}: warning: {warning}", err=True)
     effective = effective_settings(settings)
     if as_json:
         typer.echo(json.dumps(effective, indent=2))

@@ -6,7 +6,7 @@ The only module that opens a config file or looks at the environment; the models
 
 import os
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ __all__ = [
     "ConfigError",
     "ServiceManager",
     "effective_settings",
+    "free_memory_bytes",
     "load_config",
     "machine_memory_bytes",
     "parse_config",
@@ -165,10 +166,33 @@ def machine_memory_bytes() -> int | None:
     return min(limits, default=None)
 
 
+def free_memory_bytes() -> int | None:
+    """Bytes of memory that are left now, on the machine and in this process's cgroup.
+
+    None where the system does not tell.
+    """
+    free = []
+    if (available := _meminfo("MemAvailable")) is not None:
+        free.append(available)
+    for limit_path, used_name in _cgroup_files():
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            limit = int(limit_path.read_text())
+            used = int(limit_path.with_name(used_name).read_text())
+            stat = limit_path.with_name("memory.stat").read_text().split()
+            # What the kernel caches of files counts as used, and gives way.
+            cached = int(stat[stat.index("inactive_file") + 1])
+            free.append(max(0, limit - max(0, used - cached)))
+    return min(free, default=None)
+
+
 def _memory_total() -> int | None:
+    return _meminfo("MemTotal")
+
+
+def _meminfo(name: str) -> int | None:
     try:
         for line in (_PROC / "meminfo").read_text().splitlines():
-            if line.startswith("MemTotal:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) << 10
     except (OSError, ValueError, IndexError):
         pass
@@ -177,29 +201,36 @@ def _memory_total() -> int | None:
 
 def _cgroup_limits() -> list[int]:
     """The memory limits of this process's cgroup and of all above it (v2 and v1)."""
+    limits: list[int] = []
+    for limit_path, _ in _cgroup_files():
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(limit_path.read_text()))
+    return limits
+
+
+def _cgroup_files() -> Iterator[tuple[Path, str]]:
+    """Where the limits are said, and the name of the file beside it that says what is used."""
     try:
         rows = [row.split(":", 2) for row in (_PROC / "self/cgroup").read_text().splitlines()]
     except OSError:
-        return []
-    limits: list[int] = []
+        return
     for row in rows:
         if len(row) != 3:
             continue
         _, controllers, own = row
         if not controllers:
-            root, name = _CGROUP_ROOT, "memory.max"
+            root, name, used = _CGROUP_ROOT, "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
-            root, name = _CGROUP_ROOT / "memory", "memory.limit_in_bytes"
+            root = _CGROUP_ROOT / "memory"
+            name, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
         # In a container the path may be the host's and not exist here; the root then has it.
         folder = root / own.strip("/")
         for place in (folder, *folder.parents):
-            with suppress(OSError, ValueError):  # no such file, or "max"
-                limits.append(int((place / name).read_text()))
+            yield place / name, used
             if place == root:
                 break
-    return limits
 
 
 def effective_settings(config: Config) -> dict[str, Any]:

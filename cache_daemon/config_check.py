@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from cache_daemon.config_model import DOMAINS_MAX, Config, is_address, split_address
 from cache_daemon.config_nvm import DeviceBytes, block_device_bytes, size_missing, usable_bytes
+from cache_daemon.config_persist import persist_problems
 from cache_daemon.config_problem import ConfigError, Path, Problem, at_path, nearest, translate
 from cache_daemon.config_units import format_share, format_size, parse_budget, parse_size
 from cache_daemon.stores import StoreConfigError, options_model
@@ -57,6 +58,7 @@ def check(
     problems += _memory_problems(raw, machine_memory_bytes)
     problems += _device_problems(raw, device_bytes)
     problems += _nvm_budget_problems(raw, device_bytes)
+    problems += persist_problems(raw)
     for name, namespace in _entries(raw, "namespaces"):
         problems += _namespace_problems(raw, name, namespace)
         problems += _nvm_share_problems(raw, name, namespace)

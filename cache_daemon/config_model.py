@@ -18,6 +18,8 @@ from pydantic import (
 
 from cache_daemon.config_units import (
     BudgetField,
+    Durability,
+    DurabilityField,
     Duration,
     Lateness,
     LatenessField,
@@ -41,6 +43,7 @@ __all__ = [
     "NvmDeviceSettings",
     "NvmSettings",
     "NvmShareSettings",
+    "PersistSettings",
     "RefreshSettings",
     "RuleSettings",
     "SpeculativeSettings",
@@ -67,9 +70,13 @@ _ASKED_MAX = 15
 _NAMESPACES_MAX = 256
 DOMAINS_MAX = 1024
 
+_SHUTDOWN_SECONDS_MIN = 0.1
+_SHUTDOWN_SECONDS_MAX = 3600
+
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
 _UNIX_PATH_MAX = 107  # sun_path without its terminating zero
 
+_FILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")]
 
 
@@ -326,6 +333,60 @@ class SpeculativeSettings(StrictModel):
     )
 
 
+class PersistSettings(StrictModel):
+    """What outlives the process, so that a restart does not begin with an empty cache."""
+
+    enabled: bool = Field(default=True, description="One key turns all of it off.")
+    dir: str = Field(
+        default="/dev/shm",
+        description="Any mount of tmpfs or hugetlbfs; it holds as much as memory.size.",
+    )
+    name: str = Field(
+        default="feature-cache", description="Of the files there; each daemon needs its own."
+    )
+    on_shutdown: Literal["keep", "spill"] = Field(
+        default="keep",
+        description="spill: an orderly stop moves DRAM's items to NVM, for a reboot.",
+    )
+    shutdown_limit: Duration = Field(
+        default=20.0,
+        ge=_SHUTDOWN_SECONDS_MIN,
+        le=_SHUTDOWN_SECONDS_MAX,
+        description="How long an orderly stop may write, after drain_timeout.",
+    )
+    durability: DurabilityField = Field(
+        default=Durability(), description="What NVM holds after power loss."
+    )
+    journal: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="File of the invalidation log; none: beside the first NVM device.",
+    )
+    on_clock_doubt: Literal["expire", "keep"] = Field(
+        default="expire", description="Items with a TTL after a reboot into an earlier time of day."
+    )
+    serve_while_recovering: bool = Field(
+        default=False, description="Answer reads with misses until the recovery has ended."
+    )
+
+    @field_validator("dir")
+    @classmethod
+    def _dir_is_absolute(cls, path: str) -> str:
+        if not path.startswith("/"):
+            raise ValueError(f"{path!r} must be an absolute path, such as /dev/shm")
+        return path
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_plain(cls, name: str) -> str:
+        if not _FILE_NAME.fullmatch(name) or name in (".", ".."):
+            raise ValueError(
+                f"{name!r} is no plain file name; use 1 to 64 letters, digits, '_', '-' and '.'"
+            )
+        return name
+
+
 class DomainSettings(StrictModel):
     """One eviction domain: a pool with its own TTL, byte budget and policy."""
 
@@ -453,6 +514,9 @@ class Config(StrictModel):
     nvm: NvmSettings | None = Field(
         default=None, description="The NVM tier; none: what DRAM evicts is dropped."
     )
+    persist: PersistSettings | None = Field(
+        default=None, description="What outlives the process; none: nothing."
+    )
     namespaces: dict[_Name, NamespaceSettings] = Field(min_length=1, max_length=_NAMESPACES_MAX)
     stores: dict[_Name, StoreSettings] = Field(default_factory=dict, max_length=64)
     refresh: RefreshSettings = RefreshSettings()
@@ -460,3 +524,8 @@ class Config(StrictModel):
         default=30.0, ge=0, description="How long a stop waits for requests that were accepted."
     )
     log: LogSettings = LogSettings()
+
+    @property
+    def persistence(self) -> PersistSettings | None:
+        """The persist section where it is there and not turned off."""
+        return self.persist if self.persist and self.persist.enabled else None

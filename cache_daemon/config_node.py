@@ -9,10 +9,11 @@ from cache_daemon._native import (
     NamespaceConfig,
     NodeConfig,
     NvmConfig,
+    PersistConfig,
     RouteRule,
     StoreConfig,
 )
-from cache_daemon.config_model import Config, NamespaceSettings, NvmSettings
+from cache_daemon.config_model import Config, NamespaceSettings, NvmSettings, PersistSettings
 from cache_daemon.config_nvm import NvmPlan, nvm_plan
 from cache_daemon.config_problem import ConfigError, Path, Problem
 from cache_daemon.config_units import Budget, format_size
@@ -135,6 +136,20 @@ def _build(config: Config, bytes_of: dict[tuple[str, str], int], nvm: NvmPlan | 
         max_pending_batches=limits.max_pending_batches,
         refresh_keys_per_second=config.refresh.keys_per_second,
         nvm=_nvm(config.nvm, nvm) if config.nvm and nvm else None,
+        persist=_persist(config.persistence) if config.persistence else None,
+    )
+
+
+def _persist(settings: PersistSettings) -> PersistConfig:
+    return PersistConfig(
+        dir=settings.dir,
+        name=settings.name,
+        durability=settings.durability.kind,
+        durability_window_ms=_milliseconds(settings.durability.window_s),
+        journal=settings.journal or "",
+        keep_on_clock_doubt=settings.on_clock_doubt == "keep",
+        spill_on_shutdown=settings.on_shutdown == "spill",
+        shutdown_limit_ms=_milliseconds(settings.shutdown_limit),
     )
 
 

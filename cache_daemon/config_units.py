@@ -1,11 +1,12 @@
 """Sizes, durations and shares as people write them in a config file.
 
-`Size`, `Duration`, `Share`, `Budget` and `Lateness` are pydantic field types: they read `4GiB`,
-`1h30m`, `40%` and `p99`, hold plain numbers (bytes, seconds, 0..1), and write themselves back in
-the same notation, so that printed effective settings are a valid config again.
+`Size`, `Duration`, `Share`, `Budget`, `Lateness` and `Durability` are pydantic field types: they
+read `4GiB`, `1h30m`, `40%` and `p99`, hold plain numbers (bytes, seconds, 0..1), and write
+themselves back in the same notation, so that printed effective settings are a valid config again.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any
@@ -15,6 +16,8 @@ from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonS
 __all__ = [
     "Budget",
     "BudgetField",
+    "Durability",
+    "DurabilityField",
     "Duration",
     "Lateness",
     "LatenessField",
@@ -26,6 +29,7 @@ __all__ = [
     "format_share",
     "format_size",
     "parse_budget",
+    "parse_durability",
     "parse_duration",
     "parse_lateness",
     "parse_share",
@@ -215,6 +219,39 @@ def parse_lateness(value: object) -> Lateness:
     return Lateness(microseconds=microseconds)
 
 
+_WINDOW_MIN_S = 0.001
+_WINDOW_MAX_S = 10.0
+
+
+@dataclass(frozen=True)
+class Durability:
+    """What NVM holds after power loss: drop_nvm, sync, or bounded with its window."""
+
+    kind: str = "drop_nvm"
+    window_s: float = 0.1  # of bounded
+
+    def to_json(self) -> str | dict[str, str]:
+        """As it is written in a config file."""
+        return {"bounded": format_duration(self.window_s)} if self.kind == "bounded" else self.kind
+
+
+def parse_durability(value: object) -> Durability:
+    """A durability of `drop_nvm`, `sync` or `{bounded: 100ms}`. Raises ValueError."""
+    if isinstance(value, Durability):
+        return value
+    if value in ("drop_nvm", "sync"):
+        return Durability(str(value))
+    if not isinstance(value, Mapping) or list(value) != ["bounded"]:
+        raise ValueError(
+            f"{value!r} is no durability; write drop_nvm, sync, or {{bounded: 100ms}} "
+            "with how much of the last changes may be lost"
+        )
+    window_s = parse_duration(value["bounded"])
+    if not _WINDOW_MIN_S <= window_s <= _WINDOW_MAX_S:
+        raise ValueError(f"{value['bounded']} is out of range; a window is from 1ms to 10s")
+    return Durability("bounded", window_s)
+
+
 def _schema(description: str, pattern: str, *numbers: dict[str, Any]) -> WithJsonSchema:
     text = {"type": "string", "pattern": pattern}
     return WithJsonSchema({"description": description, "anyOf": [text, *numbers]})
@@ -291,3 +328,24 @@ LatenessField = Annotated[
     _schema("when a read is late: p99 of recent reads, or 2ms, or 500us", _LATENESS_PATTERN),
 ]
 """A `Lateness`."""
+
+DurabilityField = Annotated[
+    Durability,
+    PlainValidator(parse_durability),
+    PlainSerializer(Durability.to_json, when_used="json"),
+    WithJsonSchema(
+        {
+            "description": "what NVM holds after power loss: drop_nvm, sync or {bounded: 100ms}",
+            "anyOf": [
+                {"enum": ["drop_nvm", "sync"]},
+                {
+                    "type": "object",
+                    "properties": {"bounded": {"type": "string", "pattern": _DURATION_PATTERN}},
+                    "required": ["bounded"],
+                    "additionalProperties": False,
+                },
+            ],
+        }
+    ),
+]
+"""A `Durability`."""

@@ -13,11 +13,10 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
-from cache_daemon._native import Histogram, Sample
 from cache_daemon.app import Pipeline, StartError
 from cache_daemon.client import AsyncClient, Client
 from cache_daemon.config import Config, ConfigError, load_config
-from cache_daemon.stores.guard import StoreHistogram, StoreSample
+from cache_daemon.metrics import HistogramLike, SampleLike
 
 __all__ = ["ConfigError", "EmbeddedCache", "StartError"]
 
@@ -35,11 +34,16 @@ class EmbeddedCache:
         is not to be had.
         """
         settings = config if isinstance(config, Config) else load_config(Path(config))
-        self._pipeline = Pipeline(settings)
+        self._pipeline = pipeline = Pipeline(settings)
+        try:
+            pipeline.start()
+        except BaseException:
+            pipeline.close()
+            raise
         self._client = Client(self._pipeline.node)
         # An interpreter that ends under threads that wait in native code aborts the process, so a
         # cache that nobody closed is closed before.
-        self._finalizer = weakref.finalize(self, self._pipeline.close)
+        self._finalizer = weakref.finalize(self, _end, pipeline)
 
     @property
     def client(self) -> Client:
@@ -50,18 +54,13 @@ class EmbeddedCache:
         """A client for asyncio; make one for each event loop."""
         return AsyncClient(self._pipeline.node)
 
-    def samples(self) -> list[Sample | StoreSample]:
+    def samples(self) -> list[SampleLike]:
         """Counters and gauges of the engine and of the stores' guards."""
-        stores = self._pipeline.stores.values()
-        return [*self._pipeline.node.samples(), *(s for store in stores for s in store.samples())]
+        return [sample for source in self._pipeline.sources for sample in source.samples()]
 
-    def histograms(self) -> list[Histogram | StoreHistogram]:
+    def histograms(self) -> list[HistogramLike]:
         """Latency histograms of the engine and of the stores' guards."""
-        stores = self._pipeline.stores.values()
-        return [
-            *self._pipeline.node.histograms(),
-            *(histogram for store in stores for histogram in store.histograms()),
-        ]
+        return [histogram for source in self._pipeline.sources for histogram in source.histograms()]
 
     def resize_domain(self, namespace: str, domain: str, budget_bytes: int) -> int:
         """Changes a domain's budget; returns the old one.
@@ -77,7 +76,8 @@ class EmbeddedCache:
     def close(self) -> None:
         """Answers what waits with TIMED_OUT and closes the stores; takes bounded time. Idempotent.
 
-        A store call that still runs then is left behind in its daemonic thread.
+        A store call that still runs then is left behind in its daemonic thread. With `persist` what
+        shall outlive the process is written then, within its `shutdown_limit`.
         """
         self._client.close()
         self._finalizer()
@@ -92,3 +92,8 @@ class EmbeddedCache:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _end(pipeline: Pipeline) -> None:
+    pipeline.close()
+    pipeline.shut_down()

@@ -1,7 +1,7 @@
 """The daemon's states, and the signals that move it from one to the next.
 
-STARTING → SERVING → DRAINING → STOPPED, always forward; a start that fails or a stop at once skips
-what lies between.
+STARTING → RECOVERING → SERVING → DRAINING → STOPPED, always forward; a daemon without anything to
+recover, a start that fails and a stop at once skip what lies between.
 """
 
 import logging
@@ -21,9 +21,11 @@ __all__ = [
     "DrainRequest",
     "Drained",
     "Event",
+    "Finished",
     "Inbox",
     "Lifecycle",
     "Listener",
+    "NodeMade",
     "State",
     "StopSignal",
 ]
@@ -38,6 +40,7 @@ class State(str, Enum):
     """Where the daemon is in its life; the value is what operators see."""
 
     STARTING = "STARTING"
+    RECOVERING = "RECOVERING"  # what an earlier process left behind is looked at
     SERVING = "SERVING"
     DRAINING = "DRAINING"
     STOPPED = "STOPPED"
@@ -126,7 +129,19 @@ class Drained:
     complete: bool
 
 
-Event = StopSignal | DrainRequest | Drained
+@dataclass(frozen=True)
+class NodeMade:
+    """The pipeline runs, or why it cannot."""
+
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What shall outlive the process is written, as far as it could be."""
+
+
+Event = StopSignal | DrainRequest | Drained | NodeMade | Finished
 
 
 class Inbox:

@@ -29,6 +29,14 @@ class Notifier:
         """The daemon serves; `status` is a line for people."""
         self._send("READY=1", f"STATUS={status}")
 
+    def recovering(self, status: str, extend_s: float) -> None:
+        """The daemon still starts, and will say so again within `extend_s` seconds."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(extend_s * 1e6)}", f"STATUS={status}")
+
+    def still_stopping(self, extend_s: float) -> None:
+        """The daemon writes what shall outlive it; it ends, or says so again, within `extend_s`."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(extend_s * 1e6)}")
+
     def stopping(self, status: str) -> None:
         """The daemon drains."""
         self._send("STOPPING=1", f"STATUS={status}")

@@ -19,13 +19,21 @@ def test_states_go_forward_only() -> None:
     seen: list[State] = []
     lifecycle.add_listener(seen.append)
     assert lifecycle.state is State.STARTING
+    assert lifecycle.advance(State.RECOVERING)
     assert lifecycle.advance(State.SERVING)
     assert not lifecycle.advance(State.SERVING)
+    assert not lifecycle.advance(State.RECOVERING)
     assert lifecycle.advance(State.DRAINING)
     assert not lifecycle.advance(State.SERVING)
     assert lifecycle.advance(State.STOPPED)
     assert not lifecycle.advance(State.DRAINING)
-    assert seen == [State.SERVING, State.DRAINING, State.STOPPED]
+    assert seen == [State.RECOVERING, State.SERVING, State.DRAINING, State.STOPPED]
+
+
+def test_nothing_to_recover_is_skipped() -> None:
+    lifecycle = Lifecycle()
+    assert lifecycle.advance(State.SERVING)
+    assert not lifecycle.advance(State.RECOVERING)
 
 
 def test_a_failed_start_goes_straight_to_stopped() -> None:
@@ -72,7 +80,7 @@ def test_many_threads_make_each_transition_once() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert seen == [State.SERVING, State.DRAINING, State.STOPPED]
+    assert seen == [State.RECOVERING, State.SERVING, State.DRAINING, State.STOPPED]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -148,12 +156,18 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
 def test_the_service_manager_is_told(manager: tuple[str, socket.socket]) -> None:
     address, listener = manager
     with Notifier(address) as notifier:
+        notifier.recovering("recovering nvm: 40% of 1,000", 30)
+        assert listener.recv(4096) == (
+            b"EXTEND_TIMEOUT_USEC=30000000\nSTATUS=recovering nvm: 40% of 1,000"
+        )
         notifier.ready("serving on 127.0.0.1:7070")
         assert listener.recv(4096) == b"READY=1\nSTATUS=serving on 127.0.0.1:7070"
         notifier.alive()
         assert listener.recv(4096) == b"WATCHDOG=1"
         notifier.stopping("draining")
         assert listener.recv(4096) == b"STOPPING=1\nSTATUS=draining"
+        notifier.still_stopping(30)
+        assert listener.recv(4096) == b"EXTEND_TIMEOUT_USEC=30000000"
     notifier.alive()
     listener.settimeout(0.05)
     with pytest.raises(TimeoutError):

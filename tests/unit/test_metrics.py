@@ -159,6 +159,7 @@ def test_state_build_and_process_are_there() -> None:
     found = series(metrics_of(state="DRAINING"))
     assert found["feature_cache_state"] == {
         (("state", "STARTING"),): 0,
+        (("state", "RECOVERING"),): 0,
         (("state", "SERVING"),): 0,
         (("state", "DRAINING"),): 1,
         (("state", "STOPPED"),): 0,
@@ -217,6 +218,7 @@ def test_metrics_over_http(endpoint: Endpoint) -> None:
     ("state", "healthy", "ready"),
     [
         ("STARTING", 200, 503),
+        ("RECOVERING", 200, 503),
         ("SERVING", 200, 200),
         ("DRAINING", 200, 503),
         ("STOPPED", 503, 503),

@@ -47,8 +47,10 @@ class GetStatusResponse(_message.Message):
     STORES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     NVM_DEVICES_FIELD_NUMBER: _builtins.int
+    RECOVERY_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
     state: _builtins.str
-    """STARTING, SERVING, DRAINING, STOPPED"""
+    """STARTING, RECOVERING, SERVING, DRAINING, STOPPED"""
     version: _builtins.str
     topology: _builtins.str
     uptime_seconds: _builtins.float
@@ -63,6 +65,14 @@ class GetStatusResponse(_message.Message):
     def nvm_devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___NvmDeviceStatus]:
         """none: no NVM tier"""
 
+    @_builtins.property
+    def recovery(self) -> Global___RecoveryStatus:
+        """while it recovers"""
+
+    @_builtins.property
+    def start(self) -> Global___StartStatus:
+        """how it started, once it has"""
+
     def __init__(
         self,
         *,
@@ -76,14 +86,109 @@ class GetStatusResponse(_message.Message):
         stores: _abc.Iterable[Global___StoreStatus] | None = ...,
         memory_bytes: _builtins.int = ...,
         nvm_devices: _abc.Iterable[Global___NvmDeviceStatus] | None = ...,
+        recovery: Global___RecoveryStatus | None = ...,
+        start: Global___StartStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recovery", b"recovery", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_addresses", b"data_addresses", "http_address", b"http_address", "memory_bytes", b"memory_bytes", "nvm_devices", b"nvm_devices", "pid", b"pid", "state", b"state", "stores", b"stores", "topology", b"topology", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_addresses", b"data_addresses", "http_address", b"http_address", "memory_bytes", b"memory_bytes", "nvm_devices", b"nvm_devices", "pid", b"pid", "recovery", b"recovery", "start", b"start", "state", b"state", "stores", b"stores", "topology", b"topology", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class RecoveryStatus(_message.Message):
+    """How far a recovery has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    """memory, nvm"""
+    done: _builtins.int
+    total: _builtins.int
+    """0: not known yet"""
+    seconds: _builtins.float
+    """since it began"""
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "phase", b"phase", "seconds", b"seconds", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoveryStatus: _TypeAlias = RecoveryStatus  # noqa: Y015
+
+@_typing.final
+class StartStatus(_message.Message):
+    """What a start found of what an earlier process left behind."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: _builtins.int
+    MEMORY_REASON_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    MEMORY_SECONDS_FIELD_NUMBER: _builtins.int
+    MEMORY_ITEMS_FIELD_NUMBER: _builtins.int
+    MEMORY_DROPPED_FIELD_NUMBER: _builtins.int
+    NVM_FIELD_NUMBER: _builtins.int
+    NVM_REASON_FIELD_NUMBER: _builtins.int
+    NVM_SECONDS_FIELD_NUMBER: _builtins.int
+    NVM_ITEMS_FIELD_NUMBER: _builtins.int
+    NVM_DROPPED_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_FIELD_NUMBER: _builtins.int
+    memory: _builtins.str
+    """off, new, clean, checked, cold"""
+    memory_reason: _builtins.str
+    """why it was checked or cold"""
+    pages: _builtins.str
+    """what the memory lies on"""
+    memory_seconds: _builtins.float
+    memory_items: _builtins.int
+    """kept"""
+    memory_dropped: _builtins.int
+    nvm: _builtins.str
+    """off, new, kept, rebuilt, empty"""
+    nvm_reason: _builtins.str
+    nvm_seconds: _builtins.float
+    nvm_items: _builtins.int
+    nvm_dropped: _builtins.int
+    set_aside: _builtins.int
+    """files of an unknown format"""
+    def __init__(
+        self,
+        *,
+        memory: _builtins.str = ...,
+        memory_reason: _builtins.str = ...,
+        pages: _builtins.str = ...,
+        memory_seconds: _builtins.float = ...,
+        memory_items: _builtins.int = ...,
+        memory_dropped: _builtins.int = ...,
+        nvm: _builtins.str = ...,
+        nvm_reason: _builtins.str = ...,
+        nvm_seconds: _builtins.float = ...,
+        nvm_items: _builtins.int = ...,
+        nvm_dropped: _builtins.int = ...,
+        set_aside: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory", "memory_dropped", b"memory_dropped", "memory_items", b"memory_items", "memory_reason", b"memory_reason", "memory_seconds", b"memory_seconds", "nvm", b"nvm", "nvm_dropped", b"nvm_dropped", "nvm_items", b"nvm_items", "nvm_reason", b"nvm_reason", "nvm_seconds", b"nvm_seconds", "pages", b"pages", "set_aside", b"set_aside"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartStatus: _TypeAlias = StartStatus  # noqa: Y015
 
 @_typing.final
 class NvmDeviceStatus(_message.Message):
