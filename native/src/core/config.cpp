@@ -198,6 +198,22 @@ double side_bytes_per_item(const EngineConfig& config) {
   return (policy + router) * layout::kIndexLoadLimit / layout::kIndexLoad;
 }
 
+void validate_persist(const EngineConfig& config) {
+  const PersistConfig& persist = config.persist;
+  if (!persist.enabled()) return;
+  if (persist.dir.front() != '/') bad("persist.dir must be an absolute path");
+  if (persist.name.empty() || persist.name.find('/') != std::string::npos ||
+      persist.name.front() == '.') {
+    bad("persist.name must be a plain file name");
+  }
+  if (persist.spill_on_shutdown && config.nvm.devices.empty()) {
+    bad("spilling to NVM on shutdown needs an NVM device");
+  }
+  if (persist.durability == DurabilityKind::Bounded && persist.durability_window_ms == 0) {
+    bad("the window of bounded durability must be positive");
+  }
+}
+
 }  // namespace
 
 PolicyKind parse_policy(const std::string& name) {
@@ -317,6 +333,7 @@ void EngineConfig::validate() const {
   if (expected_item_bytes == 0) bad("expected_item_bytes must be positive");
   if (max_value_bytes > kMaxValueBytes) bad("max_value_bytes is above 8 MiB");
   validate_nvm(*this);
+  validate_persist(*this);
 }
 
 void NodeConfig::validate() const {

@@ -21,7 +21,7 @@ inline constexpr double kIndexLoadLimit = 0.94;  // what domains may fill togeth
 inline constexpr double kGhostBytesPerItem = 2.0;
 inline constexpr double kSketchBytesPerItem = 8.0;
 inline constexpr double kSegmentTableBytes = 76.0;  // its row, its domain, its places in lists
-inline constexpr std::uint64_t kFixedBytes = 640u << 10;    // locks, write versions, epochs
+inline constexpr std::uint64_t kFixedBytes = 720u << 10;  // locks, write versions, epochs, the head
 inline constexpr std::uint64_t kBytesPerDomain = 2u << 10;  // its state, and its namespace's
 
 inline constexpr std::uint32_t kWriteVersionStripes = 1u << 16;

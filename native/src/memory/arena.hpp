@@ -101,8 +101,9 @@ class Arena {
 
   // Bytes beside segments and buckets.
   std::uint64_t side_bytes() const noexcept {
-    return std::uint64_t{segment_count_} *
-           (sizeof(SegmentMeta) + sizeof(DomainIndex) + 2 * sizeof(std::uint32_t));
+    return sizeof(ArenaHead) +
+           std::uint64_t{segment_count_} *
+               (sizeof(SegmentMeta) + sizeof(DomainIndex) + 2 * sizeof(std::uint32_t));
   }
   std::uint64_t reader_waits() const noexcept {
     return reader_waits_.load(std::memory_order_relaxed);
