@@ -85,10 +85,12 @@ class Arena {
   // Whether a record's size agrees with its place, as that of all records does that another process
   // did not leave damaged.
   bool is_sound(const RecordHeader& record, std::uint64_t location) const noexcept {
-    if (record.large()) [[unlikely]]
-      return table_[segment_of(location)].large != 0;
     const std::uint64_t offset =
         (location * layout::kRecordAlignment) & ((std::uint64_t{1} << segment_shift_) - 1);
+    // `next` stays what it was for as long as a reader may be on its way through a large value.
+    if (record.large()) [[unlikely]] {
+      return offset == 0 && table_[segment_of(location)].next != SegmentMeta::kNoSegment;
+    }
     return offset + sizeof(RecordHeader) + record.payload_bytes() <= segment_bytes();
   }
 
