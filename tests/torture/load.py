@@ -108,6 +108,7 @@ class Load:
     seed: str
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[BaseException] = field(default_factory=list)
+    flushed: bool = False
     _stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -273,6 +274,7 @@ class Load:
 
     def flush(self, name: str, admin: AdminClient, counts: Counter[str]) -> None:
         """Flushes a namespace. What was written before it began takes no room afterwards."""
+        self.flushed = True
         before = self.rooms[name].before_flush()
         write = self.model.begin_flush(name, now_s())
         admin.flush(name)
