@@ -37,8 +37,8 @@ def test_nothing_is_wrong_after_kills(name: str, tmp_path: Path, stack: ExitStac
     outcome = lives.run(KILLS[name])
     print(f"seed {SEED}: {outcome.to_json()}")
     assert outcome.kills == KILLS[name]
-    assert outcome.counts["puts"] > 1000
-    assert outcome.counts["compared"] > 1000
+    assert outcome.counts["puts"] > 100
+    assert outcome.counts["compared"] > 100
     if name not in ("reboot", "bounded", "dropped"):
         assert outcome.counts["found"] > outcome.counts["compared"] / 20, "it starts cold"
 
