@@ -253,19 +253,24 @@ class PyNode {
     } catch (const std::system_error& error) {
       raise_os_error(error);
     }
+    start_report_ = node_->engine().start_report();
     live_nodes().add(node_.get(), &callbacks_);
   }
   ~PyNode() {
     live_nodes().remove(node_.get());
     py::gil_scoped_release release;
-    node_->stop();
+    if (node_ != nullptr) node_->stop();
     callbacks_.drain();
     node_.reset();
   }
   PyNode(const PyNode&) = delete;
   PyNode& operator=(const PyNode&) = delete;
 
-  Node& node() noexcept { return *node_; }
+  // For a server, which must be closed before shutdown().
+  Node& node() {
+    if (node_ == nullptr) throw std::runtime_error(kShutDown);
+    return *node_;
+  }
 
   py::object batch_get(const py::bytes& request, double timeout_s) {
     Outcome outcome;
@@ -324,15 +329,18 @@ class PyNode {
   }
 
   std::unique_ptr<PyFetchBatch> take_fetch(const std::string& store, double wait_s) {
-    if (!node_->has_store(store)) throw py::key_error("no store named " + store);
     // By hand: at the interpreter's end a daemon thread is unwound from here, which a guard's
     // destructor would turn into an abort.
     PyThreadState* state = PyEval_SaveThread();
     std::shared_ptr<FetchBatch> batch;
+    bool known = true;
     if (const auto inside = gate_->enter()) {
-      batch = node_->take_fetch(store, static_cast<std::uint64_t>(std::max(0.0, wait_s) * 1000.0));
+      known = node_->has_store(store);
+      const double wait_ms = std::max(0.0, wait_s) * 1000.0;
+      if (known) batch = node_->take_fetch(store, static_cast<std::uint64_t>(wait_ms));
     }
     PyEval_RestoreThread(state);
+    if (!known) throw py::key_error("no store named " + store);
     if (batch == nullptr) return nullptr;
     return std::make_unique<PyFetchBatch>(std::move(batch), gate_);
   }
@@ -358,18 +366,27 @@ class PyNode {
     if (const auto inside = gate_->enter()) node_->visit(collector);
     return collector;
   }
-  StartReport start_report() const { return node_->engine().start_report(); }
+  const StartReport& start_report() const noexcept { return start_report_; }
   void stop() {
     py::gil_scoped_release release;
-    node_->stop();
+    if (const auto inside = gate_->enter()) node_->stop();
     callbacks_.drain();
   }
   bool shutdown() {
     py::gil_scoped_release release;
+    const std::lock_guard lock(shutdown_mutex_);
+    if (node_ == nullptr) return whole_;
     node_->stop();  // wakes and answers who waits inside
     callbacks_.drain();
     gate_->close();
-    return node_->shutdown();
+    whole_ = node_->shutdown();
+    // Gives the memory and its name back, whoever still has this object. A fetch that is still out
+    // keeps the node: it is answered when it ends.
+    if (gate_.use_count() == 1) {
+      live_nodes().remove(node_.get());
+      node_.reset();
+    }
+    return whole_;
   }
 
  private:
@@ -418,6 +435,9 @@ class PyNode {
   }
 
   const std::shared_ptr<NodeGate> gate_ = std::make_shared<NodeGate>();
+  StartReport start_report_;
+  std::mutex shutdown_mutex_;
+  bool whole_ = false;        // guarded by shutdown_mutex_; what the first shutdown() said
   CallbackThread callbacks_;  // first in, last out: the node posts to it
   std::unique_ptr<Node> node_;
 };
