@@ -181,9 +181,8 @@ TEST(SharedFile, IsMadeOfZeroesWithAllPagesAndFoundAgain) {
 TEST(SharedFile, KeepsWhatAKilledProcessWrote) {
   const Folder folder;
   Child writer([&folder](int) {
-    auto file = SharedFile::create(folder.file(), 4 * kMiB, true);
+    static const auto file = SharedFile::create(folder.file(), 4 * kMiB, true);
     std::memset(file->data(), 0x21, file->bytes());
-    (void)file.release();
   });
   writer.expect_done();
   writer.kill_hard();

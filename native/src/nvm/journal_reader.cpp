@@ -10,27 +10,41 @@
 namespace fc::nvm {
 namespace {
 
+constexpr std::size_t kBufferBytes = std::size_t{64} << 10;
 constexpr std::size_t kSearchBytes = std::size_t{1} << 20;
 constexpr std::size_t kBlockAlignment = 8;  // all sizes are multiples of it
 
 }  // namespace
 
-// False: the file ends before, or it cannot be read, which unreadable_ says.
+// False: the file ends before, or it cannot be read, which unreadable_ says. Blocks of one entry
+// are the rule where every write is synced: they come from the buffer.
 bool JournalReader::read_at(std::uint64_t offset, void* to, std::size_t bytes) {
-  auto* place = static_cast<std::byte*>(to);
-  while (bytes > 0) {
-    const ssize_t got = pread(descriptor_, place, bytes, static_cast<off_t>(offset));
+  if (bytes > kBufferBytes) return fill(offset, static_cast<std::byte*>(to), bytes) == bytes;
+  if (offset < buffer_at_ || offset + bytes > buffer_at_ + buffered_) {
+    buffer_.resize(kBufferBytes);
+    buffer_at_ = offset;
+    buffered_ = fill(offset, buffer_.data(), buffer_.size());
+    if (unreadable_ || bytes > buffered_) return false;
+  }
+  std::memcpy(to, buffer_.data() + (offset - buffer_at_), bytes);
+  return true;
+}
+
+// How many bytes there were.
+std::size_t JournalReader::fill(std::uint64_t offset, std::byte* to, std::size_t bytes) {
+  std::size_t done = 0;
+  while (done < bytes) {
+    const ssize_t got =
+        pread(descriptor_, to + done, bytes - done, static_cast<off_t>(offset + done));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) {
       unreadable_ = true;
       why_ = "it cannot be read: " + std::generic_category().message(errno);
     }
-    if (got <= 0) return false;
-    place += got;
-    offset += static_cast<std::uint64_t>(got);
-    bytes -= static_cast<std::size_t>(got);
+    if (got <= 0) break;
+    done += static_cast<std::size_t>(got);
   }
-  return true;
+  return done;
 }
 
 std::string JournalReader::begin(std::uint64_t set_id) {

@@ -33,6 +33,7 @@ class JournalReader {
 
  private:
   bool read_at(std::uint64_t offset, void* to, std::size_t bytes);
+  std::size_t fill(std::uint64_t offset, std::byte* to, std::size_t bytes);
   bool take(std::uint64_t offset, std::uint64_t end, const JournalBlockHeader& header);
   bool any_later(std::uint64_t end);
   Next damaged(const std::string& why);
@@ -42,6 +43,10 @@ class JournalReader {
   std::uint64_t at_ = sizeof(JournalHeader);
   std::uint64_t sequence_ = 1;  // of the next block
   std::vector<JournalEntry> entries_;
+  // What was read ahead; bytes of a log never change once they are written.
+  std::vector<std::byte> buffer_;
+  std::uint64_t buffer_at_ = 0;
+  std::size_t buffered_ = 0;
   bool unreadable_ = false;
   std::string why_;
 };

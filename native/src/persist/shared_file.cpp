@@ -117,7 +117,7 @@ std::string huge_option(int descriptor) {
     if (word != device) continue;
     std::string options;
     while (words >> word) options = word;
-    options = "," + options + ",";
+    options.insert(0, ",").append(",");
     const std::size_t at = options.find(",huge=");
     if (at == std::string::npos) return {};
     const std::size_t from = at + std::string_view(",huge=").size();
@@ -134,10 +134,9 @@ struct Pages {
 Pages pages_of(const Mount& mount, int descriptor, bool huge_pages) {
   if (mount.huge) {
     const bool gigantic = mount.page_bytes >= std::uint64_t{1} << 30;
-    return {
-        (gigantic ? std::to_string(mount.page_bytes >> 30) + " GiB" : megabytes(mount.page_bytes)) +
-            " (hugetlbfs)",
-        false};
+    std::string size =
+        gigantic ? std::to_string(mount.page_bytes >> 30) + " GiB" : megabytes(mount.page_bytes);
+    return {size.append(" (hugetlbfs)"), false};
   }
   const std::string small = std::to_string(mount.page_bytes >> 10) + " KiB";
   if (!huge_pages) return {small, false};
