@@ -76,7 +76,7 @@ _SHUTDOWN_SECONDS_MAX = 3600
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
 _UNIX_PATH_MAX = 107  # sun_path without its terminating zero
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")]
 
 
@@ -380,9 +380,10 @@ class PersistSettings(StrictModel):
     @field_validator("name")
     @classmethod
     def _name_is_plain(cls, name: str) -> str:
-        if not _FILE_NAME.fullmatch(name) or name in (".", ".."):
+        if not _FILE_NAME.fullmatch(name):
             raise ValueError(
-                f"{name!r} is no plain file name; use 1 to 64 letters, digits, '_', '-' and '.'"
+                f"{name!r} is no plain file name; use 1 to 64 letters, digits, '_', '-' and '.', "
+                "the last not at the beginning"
             )
         return name
 

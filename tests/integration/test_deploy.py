@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from cache_daemon.config import load_config
+from cache_daemon.config_persist import STOP_GRACE_S, persist_warnings
 from tests.servers import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +102,7 @@ def test_the_unit_lets_the_nvm_tier_work() -> None:
             allowed = allowed - system_calls(group) if refuse else allowed | system_calls(group)
     wanted = {"io_uring_setup", "io_uring_enter", "io_uring_register", "pread64", "pwrite64"}
     assert wanted | {"fallocate", "flock", "fsync", "fdatasync", "eventfd2"} <= allowed
+    assert {"statfs", "fstatfs", "ftruncate", "fchmod", "madvise", "rename"} <= allowed  # persist
     # The shipped config's file lies where the unit may write.
     config = (ROOT / "configs" / "colocated.yaml").read_text()
     (state,) = settings["StateDirectory"]
@@ -118,9 +121,26 @@ def test_the_units_command_is_one_that_the_daemon_knows() -> None:
 
 def test_the_unit_leaves_a_drain_its_time() -> None:
     shipped = (ROOT / "configs" / "colocated.yaml").read_text()
-    drain = re.search(r"^drain_timeout: (\d+)s", shipped, re.M)
-    assert drain is not None
-    assert float(unit_settings()["TimeoutStopSec"][0]) > float(drain.group(1)) + 5
+    limits = re.findall(r"^(?:drain_timeout|  shutdown_limit): (\d+)s", shipped, re.M)
+    assert len(limits) == 2
+    stop_s = float(unit_settings()["TimeoutStopSec"][0])
+    assert stop_s > sum(map(float, limits)) + STOP_GRACE_S
+    # What check-config warns by.
+    config = load_config(ROOT / "configs" / "colocated.yaml")
+    assert not [line for line in persist_warnings(config) if "TimeoutStopSec" in line]
+    slower = config.model_copy(update={"drain_timeout": stop_s})
+    assert [line for line in persist_warnings(slower) if f"({stop_s - 60:.0f}m" not in line]
+
+
+def test_the_unit_leaves_shared_memory_alone() -> None:
+    settings = unit_settings()
+    assert settings["RemoveIPC"] == ["no"]
+    # Each of these would give the daemon a /dev/shm of its own, or none.
+    for key in ("PrivateIPC", "TemporaryFileSystem", "InaccessiblePaths", "RootDirectory"):
+        assert key not in settings
+    config = load_config(ROOT / "configs" / "colocated.yaml")
+    assert config.persistence is not None
+    assert config.persistence.dir == "/dev/shm"
 
 
 def test_the_shipped_addresses_are_the_same_everywhere() -> None:
