@@ -145,6 +145,14 @@ class RestartedDaemon:
             raise RuntimeError(f"the daemon shows no {name}{labels or ''}")
         return sum(found)
 
+    def adoption_ms(self) -> float:
+        """How long the start took to adopt the memory. Raises RuntimeError when it did not."""
+        with AdminClient(f"unix:{self._folder}/admin.sock", _CALL_S) as admin:
+            start = admin.status().start
+        if start.memory not in ("clean", "checked"):
+            raise RuntimeError(f"the start was {start.memory}: {start.memory_reason}")
+        return start.memory_seconds * 1e3
+
     def _answers(self, probe: int | None) -> bool:
         # A socket first: a channel that finds none waits a second before it tries again.
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as plain:

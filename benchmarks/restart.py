@@ -166,7 +166,7 @@ def _content(size: _Size, shared: Path) -> Iterator[Figure]:
         for _ in range(_RESTARTS):
             stops.append(daemon.stop())
             first_hits.append(daemon.start(probe))
-            adoptions.append(_adoption_ms(daemon))
+            adoptions.append(daemon.adoption_ms())
             kept.append(_share(hits(daemon, items), there))
         common: dict[str, object] = {"content_gib": round(content / (1 << 30), 3), "items": items}
         extra = {"most": round(max(first_hits), 3), "stop_s": round(median(stops), 3)}
@@ -218,13 +218,9 @@ def _killed(daemon: RestartedDaemon, items: int, seed: int) -> _Killed:
     there[deleted] = False
     published = np.flatnonzero(there)
     first_hit_s = daemon.start(int(published[0]))
-    adoption_ms = _adoption_ms(daemon)
+    adoption_ms = daemon.adoption_ms()
     survivors = int(hits(daemon, items)[published].sum())
     return _Killed(adoption_ms, first_hit_s, published.size, survivors, done)
-
-
-def _adoption_ms(daemon: RestartedDaemon) -> float:
-    return daemon.sample("feature_cache_recovery_seconds", tier="memory") * 1e3
 
 
 def _share(found: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_]) -> float:
