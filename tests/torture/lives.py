@@ -79,7 +79,7 @@ class Outcome:
     reboots: int = 0
     seconds: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
-    starts: Counter[str] = field(default_factory=Counter)  # how each found the memory
+    starts: Counter[str] = field(default_factory=Counter)  # how each found what it did
 
     def to_json(self) -> dict[str, Any]:
         plain = vars(self) | {"counts": dict(self.counts), "starts": dict(self.starts)}
@@ -194,7 +194,7 @@ class Lives:
         daemon = self._spawn(str(life))
         daemon.wait_until_ready()
         self._ready_s = min(time.monotonic() - began, START_S)
-        self._note_start(daemon)
+        self._look_at_start()
 
     def _spawn(self, life: str) -> Daemon:
         (self._folder / "ready.json").unlink(missing_ok=True)
@@ -264,13 +264,17 @@ class Lives:
                     name = f"{namespace.name}/{domain.name}"
                     raise Fault(f"{name} evicted {domain.evictions} items: it has too little room")
 
-    def _note_start(self, daemon: Daemon) -> None:
-        """How the start found the memory, as the log says; for the summary only."""
-        for line in daemon.log.splitlines():
-            for word in ("clean", "checked", "cold", "new"):
-                if f"memory: {word}" in line:
-                    self.outcome.starts[word] += 1
-                    return
+    def _look_at_start(self) -> None:
+        """How the start found the memory and NVM; a fault when it gave up what it could have."""
+        with AdminClient(self._admin, 10) as admin:
+            start = admin.status().start
+        self.outcome.starts[
+            f"{start.memory}, nvm {start.nvm}" if self.mode.nvm else start.memory
+        ] += 1
+        if start.memory == "cold":
+            raise Fault(f"the memory is not adopted: {start.memory_reason}")
+        if start.memory_dropped and not self.mode.changes:
+            raise Fault(f"{start.memory_dropped} items of the memory are dropped")
 
     @property
     def _admin(self) -> str:
