@@ -173,7 +173,7 @@ class Pipeline:
         except MemoryError as error:
             size = format_size(self.config.memory.size)
             raise StartError(
-                f"cannot reserve {size} of memory: {error or 'the system refuses'}; "
+                f"cannot reserve {size} of memory: {str(error) or 'the system refuses'}; "
                 "give memory.size less, or the machine (or its /dev/shm) more"
             ) from error
         except OSError as error:  # of an NVM device or persist.dir; the message says what to do
