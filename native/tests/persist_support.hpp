@@ -95,7 +95,17 @@ class Child {
     ASSERT_EQ(1, read(from_, &said, 1));
     ASSERT_EQ('+', said) << "the child failed";
   }
-  // What it wrote to its pipe: read it after its end, or it may never come.
+  // Waits for so many bytes of what it writes to its pipe.
+  std::string first(std::size_t bytes) const {
+    std::string all(bytes, '\0');
+    std::size_t done = 0;
+    for (ssize_t got = 0; done < bytes; done += static_cast<std::size_t>(got)) {
+      if ((got = read(from_, all.data() + done, bytes - done)) <= 0) break;
+    }
+    all.resize(done);
+    return all;
+  }
+  // What else it wrote: read it after its end, or it may never come.
   std::string rest() const {
     std::string all;
     char part[4096];
