@@ -123,11 +123,13 @@ class BundledEngine final : public Engine {
       : config_(with_sizes(asked, devices)), dram_(config_, clock, report_, {}, progress) {
     if (!devices.empty()) {
       nvm_ = std::make_unique<nvm::NvmTier>(config_, dram_.geometry(), devices, dram_.index(),
-                                            dram_.epochs(), dram_.ticks());
+                                            dram_.epochs(), dram_.ticks(), nvm_start(progress));
       for (std::size_t n = 0; n < config_.namespaces.size(); ++n) {
         const auto ns = static_cast<NamespaceIndex>(n);
         nvm_->follow_incarnation(ns, dram_.incarnation(ns));
       }
+      nvm_->recover();
+      dram_.keep_incarnations();
       dram_.attach(*nvm_);
       promoter_ = std::make_unique<Promoter>(dram_, *nvm_, background);
       nvm_->start();
@@ -206,6 +208,17 @@ class BundledEngine final : public Engine {
   }
 
  private:
+  nvm::NvmStart nvm_start(RecoveryProgress* progress) {
+    nvm::NvmStart start;
+    if (config_.persist.enabled()) {
+      start.state_path = config_.persist.dir + "/" + config_.persist.name + ".nvm";
+    }
+    start.memory_id = dram_.memory().head().header.memory_id;
+    start.memory_kept = dram_.memory().kind() != ArenaMemory::Kind::New;
+    start.report = &report_;
+    start.progress = progress;
+    return start;
+  }
   void stop_threads() {
     if (thread_.joinable()) {
       {

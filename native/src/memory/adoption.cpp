@@ -3,15 +3,14 @@
 #include <algorithm>
 #include <atomic>
 #include <mutex>
-#include <thread>
 
+#include "core/parallel.hpp"
 #include "core/sequence_point.hpp"
 
 namespace fc {
 namespace {
 
 constexpr std::uint64_t kBucketsPerThreadLeast = 1u << 14;
-constexpr unsigned kThreadsMost = 8;
 constexpr std::uint64_t kSegmentsPerThreadLeast = 16;
 constexpr std::uint32_t kRecordsAhead = 16;
 constexpr std::size_t kStreamAhead = 2048;
@@ -153,19 +152,6 @@ bool Adoption::claim_large(std::uint32_t head) {
     owner_[segment] = owner_[head];
   }
   return true;
-}
-
-// Runs `part(thread, begin, end)` over a range, cut into as many parts as there are threads for it.
-template <class Part>
-void Adoption::in_parallel(std::uint64_t count, std::uint64_t least, Part&& part) {
-  const auto most = std::clamp(std::thread::hardware_concurrency(), 1u, kThreadsMost);
-  const auto threads = static_cast<unsigned>(std::clamp<std::uint64_t>(count / least, 1, most));
-  std::vector<std::thread> others;
-  for (unsigned t = 1; t < threads; ++t) {
-    others.emplace_back([&, t] { part(count * t / threads, count * (t + 1) / threads); });
-  }
-  part(std::uint64_t{0}, count / threads);
-  for (std::thread& other : others) other.join();
 }
 
 // Takes the entries out that do not point at records, or that `goes` does not want; counts both.

@@ -69,8 +69,6 @@ class Adoption {
     std::uint64_t kept = 0;
     std::uint64_t dropped = 0;
   };
-  template <class Part>
-  static void in_parallel(std::uint64_t count, std::uint64_t least, Part&& part);
   template <class Goes>
   Walked walk_index(Goes&& goes);
   std::uint64_t count_records();

@@ -107,7 +107,7 @@ std::vector<AdoptedDomain> DramTier::adopt(const EngineConfig& config, StartRepo
   if (memory_.kind() == ArenaMemory::Kind::New) {
     adopted = lay_out_domains(config, identities);
   } else {
-    Adoption adoption(arena_, index_, identities, seeds, incarnations, false,
+    Adoption adoption(arena_, index_, identities, seeds, incarnations, !config.nvm.devices.empty(),
                       progress);
     // What lies here of a namespace whose incarnation is not known is to be found and dropped.
     const auto& rows = memory_.head().domains;

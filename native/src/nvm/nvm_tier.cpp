@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <system_error>
 
+#include "core/parallel.hpp"
+
 namespace fc::nvm {
 namespace {
 
@@ -46,6 +48,22 @@ void refuse_foreign(std::span<const std::byte> head, const std::string& path) {
       "nvm device " + path +
           ": it holds data that is not this cache's, and is left alone; choose another path, or "
           "remove the file (of a block device: wipe its first 128 KiB)");
+}
+
+constexpr std::uint64_t kBucketsPerThreadLeast = 1u << 14;
+
+StateShape shape_of(const Regions& regions, const EngineConfig& config, std::uint64_t memory_id) {
+  StateShape shape;
+  shape.memory_id = memory_id;
+  shape.region_bytes = regions.region_bytes();
+  shape.regions = regions.count();
+  shape.buffers = buffers_of(config);
+  std::string names;
+  for (const auto& part : regions.devices()) {
+    names += part->device->path() + '\0' + std::to_string(part->device->bytes()) + '\0';
+  }
+  shape.devices = XXH3_64bits(names.data(), names.size());
+  return shape;
 }
 
 // Asked before a file is opened as a device, which brings it to its size.
@@ -93,19 +111,72 @@ std::vector<std::shared_ptr<NvmDevice>> open_devices(NvmConfig& config) {
 
 NvmTier::NvmTier(const EngineConfig& config, const Geometry& geometry,
                  const std::vector<std::shared_ptr<NvmDevice>>& devices, Index& index,
-                 EpochManager& epochs, const Ticks& ticks)
+                 EpochManager& epochs, const Ticks& ticks, const NvmStart& start)
     : regions_(devices, geometry.region_bytes, config.nvm.errors_max),
       ticks_(ticks),
-      set_id_(random_id()),
+      index_(index),
+      report_(start.report != nullptr ? *start.report : no_report_),
+      memory_kept_(start.memory_kept),
+      state_(start.state_path, shape_of(regions_, config, start.memory_id), report_, not_kept_),
       index_slots_(geometry.nvm_slots),
-      log_(config, geometry, regions_, epochs),
+      set_id_(settle_set()),
+      log_(config, geometry, regions_, state_, epochs),
       writer_(log_, regions_, index, ticks,
               {.set_id = set_id_, .probe_interval_ms = config.nvm.probe_interval_ms}) {
-  format_devices();
+  write_superblocks();
   for (std::size_t d = 0; d < devices.size(); ++d) {
     queues_.push_back(
         std::make_unique<ReadQueue>(regions_, d, config.nvm, late_rules(config), reads_));
   }
+}
+
+// Which set the devices are from now on: the one that the state is of, where all agree; else a new
+// one. Before anything is written.
+std::uint64_t NvmTier::settle_set() {
+  regions_.use(state_.rows());
+  const std::vector<Superblock> found = look_at_devices();
+  if (state_.kept()) {
+    for (std::size_t d = 0; d < found.size(); ++d) {
+      const Superblock ours = make_superblock(regions_, state_.set_id(), d);
+      if (std::memcmp(&found[d], &ours, sizeof(ours)) != 0) {
+        not_kept_ = "device " + regions_.devices()[d]->device->path() + " was " + contents_[d];
+        state_.start_anew(random_id());
+        return state_.set_id();
+      }
+      contents_[d] = "kept";
+    }
+    return state_.set_id();
+  }
+  state_.start_anew(random_id());
+  return state_.set_id();
+}
+
+void NvmTier::recover() {
+  const std::uint64_t begun_ns = monotonic_ns();
+  if (state_.kept()) {
+    const RegionLog::Adopted adopted = log_.adopt(index_);
+    report_.nvm = "kept";
+    report_.nvm_items = adopted.items;
+    report_.nvm_dropped = adopted.dropped;
+  } else {
+    if (memory_kept_) {
+      // What these entries point at is not known any more.
+      in_parallel(index_.bucket_count(), kBucketsPerThreadLeast,
+                  [&](std::uint64_t begin, std::uint64_t end) {
+                    for (std::uint64_t number = begin; number < end; ++number) {
+                      for (Slot& slot : index_.bucket(number).slots) {
+                        if (Entry(slot.load(std::memory_order_relaxed)).on_nvm()) {
+                          slot.store(0, std::memory_order_relaxed);
+                        }
+                      }
+                    }
+                  });
+    }
+    log_.start_anew();
+    report_.nvm = not_kept_.empty() ? "new" : "empty";
+    report_.nvm_reason = not_kept_;
+  }
+  report_.nvm_ms = static_cast<double>(monotonic_ns() - begun_ns) * 1e-6;
 }
 
 NvmTier::~NvmTier() {
@@ -117,10 +188,11 @@ void NvmTier::stop_reads() {
 }
 
 // All devices are looked at before the first is written to.
-void NvmTier::format_devices() {
+std::vector<Superblock> NvmTier::look_at_devices() {
   const std::unique_ptr<std::byte, decltype(&std::free)> head(
       static_cast<std::byte*>(std::aligned_alloc(kBlockBytes, kLookedAtBytes)), &std::free);
   if (head == nullptr) throw std::bad_alloc();
+  std::vector<Superblock> found;
   for (std::size_t d = 0; d < regions_.devices().size(); ++d) {
     NvmDevice& device = *regions_.devices()[d]->device;
     IoRequest request;
@@ -133,8 +205,13 @@ void NvmTier::format_devices() {
                               "nvm device " + device.path() + ": its first blocks cannot be read");
     }
     contents_.push_back(
-        content_of({head.get(), request.bytes}, writer_.superblock_of(d), device.path()));
+        content_of({head.get(), request.bytes}, make_superblock(regions_, 0, d), device.path()));
+    std::memcpy(&found.emplace_back(), head.get(), sizeof(Superblock));
   }
+  return found;
+}
+
+void NvmTier::write_superblocks() {
   for (std::size_t d = 0; d < regions_.devices().size(); ++d) {
     NvmDevice& device = *regions_.devices()[d]->device;
     if (!write_superblock(*device.make_queue(1), writer_.superblock_of(d))) {

@@ -1,7 +1,8 @@
 // The NVM tier: a log of regions on files or block devices, below DRAM.
 //
-// Opens the devices' format, owns the log, its writer and a queue of reads for each device. Starts
-// empty: what a device held before is never trusted (a restart that keeps it comes with recovery).
+// Opens the devices' format, owns the log, its writer and a queue of reads for each device. What
+// the process before left is adopted with the memory whose index points here; when that is gone,
+// the tier starts empty.
 //
 // Threads: any. The index and the epochs are the DRAM tier's and outlive this.
 #pragma once
@@ -21,19 +22,30 @@ namespace fc::nvm {
 // std::system_error.
 std::vector<std::shared_ptr<NvmDevice>> open_devices(NvmConfig& config);
 
+// What a start knows of the one before.
+struct NvmStart {
+  std::string state_path;       // of the shared file; empty: nothing outlives the process
+  std::uint64_t memory_id = 0;  // of the arena
+  bool memory_kept = false;     // the index is an earlier one's
+  StartReport* report = nullptr;
+  RecoveryProgress* progress = nullptr;
+};
+
 class NvmTier final : public LowerTier {
  public:
   // Throws std::invalid_argument for budgets that the devices do not hold, std::system_error for a
   // device whose content is somebody else's or that fails.
   NvmTier(const EngineConfig& config, const Geometry& geometry,
           const std::vector<std::shared_ptr<NvmDevice>>& devices, Index& index,
-          EpochManager& epochs, const Ticks& ticks);
+          EpochManager& epochs, const Ticks& ticks, const NvmStart& start);
   ~NvmTier() override;
 
-  // Where a namespace's incarnation is kept; of all, before start().
-  void follow_incarnation(NamespaceIndex ns, const std::atomic<std::uint16_t>& incarnation) {
+  // Where a namespace's incarnation is kept; of all, before recover().
+  void follow_incarnation(NamespaceIndex ns, std::atomic<std::uint16_t>& incarnation) {
     log_.ns(ns).incarnation = &incarnation;
   }
+  // Takes over what there is; before start().
+  void recover();
   void start() { writer_.start(); }
   // Ends what waits and waits for what is under way; no read may be asked for from here on but by
   // those that end.
@@ -70,13 +82,21 @@ class NvmTier final : public LowerTier {
   void visit(CounterVisitor& visitor) const;
 
  private:
-  void format_devices();
+  std::vector<Superblock> look_at_devices();
+  std::uint64_t settle_set();
+  void write_superblocks();
 
   Regions regions_;
   const Ticks& ticks_;
-  const std::uint64_t set_id_;
+  Index& index_;
+  StartReport& report_;
+  StartReport no_report_;
+  const bool memory_kept_;
+  std::string not_kept_;  // why
+  State state_;
   const std::uint64_t index_slots_;
   std::vector<std::string> contents_;  // by device: what was found there
+  std::uint64_t set_id_ = 0;
   RegionLog log_;
   ReadCounters reads_;
   RegionWriter writer_;

@@ -1,8 +1,6 @@
 #include "nvm/region_log.hpp"
 
 #include <algorithm>
-#include <cstdlib>
-#include <new>
 
 #include "core/sequence_point.hpp"
 
@@ -79,15 +77,19 @@ LogNamespace::LogNamespace(const NamespaceConfig& of, std::uint32_t regions, std
       item_budget(slots),
       admission(of.nvm, slots) {}
 
+std::uint32_t buffers_of(const EngineConfig& config) noexcept {
+  const auto open =
+      std::count_if(config.namespaces.begin(), config.namespaces.end(),
+                    [](const NamespaceConfig& ns) { return ns.nvm.budget_bytes != 0; });
+  return config.nvm.write_buffers + static_cast<std::uint32_t>(open);
+}
+
 RegionLog::RegionLog(const EngineConfig& config, const Geometry& geometry, Regions& regions,
-                     EpochManager& epochs)
+                     State& state, EpochManager& epochs)
     : regions_(regions),
+      state_(state),
       epochs_(epochs),
       spare_buffers_(config.nvm.write_buffers),
-      buffers_most_(config.nvm.write_buffers +
-                    static_cast<std::size_t>(std::count_if(
-                        config.namespaces.begin(), config.namespaces.end(),
-                        [](const NamespaceConfig& ns) { return ns.nvm.budget_bytes != 0; }))),
       free_(regions.devices().size()),
       write_budget_(config.nvm.write_bytes_per_second) {
   std::uint64_t all = 0;
@@ -99,18 +101,6 @@ RegionLog::RegionLog(const EngineConfig& config, const Geometry& geometry, Regio
     namespaces_.push_back(std::make_unique<LogNamespace>(
         ns, budget, item_budget_of(geometry.nvm_slots, budget, all)));
   }
-  for (std::size_t d = 0; d < regions.devices().size(); ++d) {
-    const DevicePart& part = *regions.devices()[d];
-    for (std::uint32_t i = 0; i < part.regions; ++i) free_[d].push_back(part.first_region + i);
-  }
-}
-
-RegionLog::~RegionLog() {
-  for (std::uint32_t r = 0; r < regions_.count(); ++r) {
-    std::free(regions_.at(r).buffer.load(std::memory_order_relaxed));
-  }
-  for (const Waiting& waiting : limbo_) std::free(waiting.buffer);
-  for (std::byte* buffer : free_buffers_) std::free(buffer);
 }
 
 // ---- appending
@@ -134,7 +124,7 @@ Demotion RegionLog::append(const DemotedRecord& record, bool reinsertion, Tick n
   if (ns.budget_regions == 0) return {};
   const auto refuse = [&ns](Refusal refusal) {
     ns.refused[static_cast<std::size_t>(refusal)].add();
-    return Demotion{};
+    return Demotion{.entry = {}, .region = 0, .busy = refusal == Refusal::Buffers};
   };
   const std::size_t bytes = RecordHeader::bytes_for(record.key.size(), record.value_bytes);
   if (bytes > layout::kMaxNvmRecordBytes ||
@@ -188,7 +178,7 @@ Demotion RegionLog::append(const DemotedRecord& record, bool reinsertion, Tick n
     ns.demoted.add();
     ns.demoted_bytes.add(record.key.size() + record.value_bytes);
   }
-  return {Entry::nvm(record.hash, location, bytes, 0), region};
+  return {.entry = Entry::nvm(record.hash, location, bytes, 0), .region = region, .busy = false};
 }
 
 void RegionLog::published(const Demotion& demotion, bool indexed) noexcept {
@@ -231,23 +221,23 @@ Refusal RegionLog::open_locked(LogNamespace& ns, NamespaceIndex index, std::uint
   }
   const std::lock_guard pool(pool_mutex_);
   collect_locked();
-  if (free_buffers_.size() + buffers_most_ - buffers_made_ <= kept_back) return Refusal::Buffers;
-  std::byte* buffer = take_buffer_locked();
-  if (buffer == nullptr) return Refusal::Buffers;
+  if (free_buffers_.size() <= kept_back) return Refusal::Buffers;
   const std::optional<std::uint32_t> region = take_region_locked();
-  if (!region) {
-    free_buffers_.push_back(buffer);
-    return Refusal::Buffers;
-  }
+  if (!region) return Refusal::Buffers;
+  const std::uint32_t buffer = free_buffers_.back();
+  free_buffers_.pop_back();
   Region& row = regions_.at(*region);
   row.generation.store(next_generation_++, std::memory_order_relaxed);
   row.incarnation.store(incarnation, std::memory_order_relaxed);
   row.ns.store(index, std::memory_order_relaxed);
+  row.namespace_seed = ns.seed;
+  row.buffer_number = buffer;
+  row.on_device = 0;
   row.items.store(0, std::memory_order_relaxed);
   row.used = sizeof(RegionHeader);
   row.last_expiry = 0;
-  row.state.store(RegionState::Open, std::memory_order_relaxed);
-  row.buffer.store(buffer, std::memory_order_release);
+  row.state.store(RegionState::Open, std::memory_order_release);
+  row.buffer.store(state_.buffer(buffer), std::memory_order_release);
   ns.used_regions.fetch_add(1, std::memory_order_relaxed);
   ns.open = *region;
   if (wants_room(ns)) {
@@ -292,21 +282,6 @@ void RegionLog::flush(NamespaceIndex index) {
 // ---- the pool
 // ------------------------------------------------------------------------------------
 
-std::byte* RegionLog::take_buffer_locked() {
-  if (!free_buffers_.empty()) {
-    std::byte* buffer = free_buffers_.back();
-    free_buffers_.pop_back();
-    return buffer;
-  }
-  if (buffers_made_ >= buffers_most_) return nullptr;
-  auto* buffer = static_cast<std::byte*>(std::aligned_alloc(kBlockBytes, regions_.region_bytes()));
-  if (buffer == nullptr) return nullptr;
-  // What is written is ours: no byte of another's memory reaches the device in a region's gaps.
-  std::memset(buffer, 0, regions_.region_bytes());
-  ++buffers_made_;
-  return buffer;
-}
-
 // Takes turns over the devices that are in service.
 std::optional<std::uint32_t> RegionLog::take_region_locked() {
   for (std::size_t tries = 0; tries < free_.size(); ++tries) {
@@ -321,8 +296,10 @@ std::optional<std::uint32_t> RegionLog::take_region_locked() {
 }
 
 void RegionLog::release_buffer_locked(std::uint32_t region) {
-  std::byte* buffer = regions_.at(region).buffer.exchange(nullptr, std::memory_order_acq_rel);
-  if (buffer != nullptr) limbo_.push_back({~0u, buffer, epochs_.retire(), false});
+  Region& row = regions_.at(region);
+  if (row.buffer.exchange(nullptr, std::memory_order_acq_rel) == nullptr) return;
+  limbo_.push_back({kNoRegion, row.buffer_number, epochs_.retire(), false});
+  row.buffer_number = kNoBuffer;
 }
 
 void RegionLog::collect_locked() {
@@ -330,7 +307,7 @@ void RegionLog::collect_locked() {
   const std::uint64_t safe = epochs_.safe_before();
   std::erase_if(limbo_, [&](Waiting& waiting) {
     if (waiting.epoch >= safe) return false;
-    if (waiting.buffer != nullptr) {
+    if (waiting.region == kNoRegion) {
       free_buffers_.push_back(waiting.buffer);
       return true;
     }
@@ -436,6 +413,7 @@ void RegionLog::written(std::uint32_t region) {
   Region& row = regions_.at(region);
   LogNamespace& ns = *namespaces_[row.ns.load(std::memory_order_relaxed)];
   const std::lock_guard lock(ns.mutex);
+  row.on_device = 1;
   row.state.store(RegionState::Sealed, std::memory_order_release);
   writing_.fetch_sub(1, std::memory_order_relaxed);
   const bool flushed = row.incarnation.load(std::memory_order_relaxed) !=
@@ -449,6 +427,7 @@ void RegionLog::written(std::uint32_t region) {
 void RegionLog::retire(std::uint32_t region) {
   const std::lock_guard pool(pool_mutex_);
   Region& row = regions_.at(region);
+  row.on_device = 0;
   if (row.state.exchange(RegionState::Emptying, std::memory_order_acq_rel) ==
       RegionState::Writing) {
     writing_.fetch_sub(1, std::memory_order_relaxed);
@@ -456,7 +435,7 @@ void RegionLog::retire(std::uint32_t region) {
   namespaces_[row.ns.load(std::memory_order_relaxed)]->leaving.fetch_add(1,
                                                                          std::memory_order_relaxed);
   release_buffer_locked(region);
-  limbo_.push_back({region, nullptr, epochs_.retire(), false});
+  limbo_.push_back({region, kNoBuffer, epochs_.retire(), false});
 }
 
 std::vector<std::uint32_t> RegionLog::doom_device(std::size_t device) {
@@ -498,8 +477,7 @@ bool RegionLog::settled() {
 std::uint64_t RegionLog::memory_bytes() const noexcept {
   std::uint64_t bytes = std::uint64_t{regions_.count()} * sizeof(Region);
   for (const auto& ns : namespaces_) bytes += sizeof(*ns) + ns->admission.memory_bytes();
-  const std::lock_guard pool(pool_mutex_);
-  return bytes + buffers_made_ * regions_.region_bytes();
+  return bytes + std::uint64_t{state_.buffers()} * regions_.region_bytes();
 }
 
 std::array<std::uint32_t, kRegionStates> RegionLog::count_states(

@@ -20,9 +20,11 @@
 
 #include "core/counter.hpp"
 #include "core/epoch.hpp"
+#include "index/index.hpp"
 #include "index/lower_tier.hpp"
 #include "nvm/admission.hpp"
 #include "nvm/regions.hpp"
+#include "nvm/state.hpp"
 
 namespace fc::nvm {
 
@@ -43,6 +45,9 @@ const char* refusal_name(Refusal refusal) noexcept;
 
 inline constexpr std::uint32_t kNoRegion = ~0u;
 
+// Write buffers of a tier: one open region a namespace, and the spare ones.
+std::uint32_t buffers_of(const EngineConfig& config) noexcept;
+
 // A namespace's part of the log.
 struct LogNamespace {
   LogNamespace(const NamespaceConfig& config, std::uint32_t regions, std::uint64_t items);
@@ -50,9 +55,9 @@ struct LogNamespace {
   const std::string name;
   const std::uint64_t seed;
   const NvmShareConfig config;
-  const std::uint32_t budget_regions;                       // 0: nothing of it comes here
-  const std::uint64_t item_budget;                          // index slots
-  const std::atomic<std::uint16_t>* incarnation = nullptr;  // the DRAM tier's; set before use
+  const std::uint32_t budget_regions;                 // 0: nothing of it comes here
+  const std::uint64_t item_budget;                    // index slots
+  std::atomic<std::uint16_t>* incarnation = nullptr;  // the DRAM tier's; set before use
 
   std::mutex mutex;
   std::uint32_t open = kNoRegion;      // guarded by mutex
@@ -89,9 +94,8 @@ struct WriteJob {
 
 class RegionLog {
  public:
-  RegionLog(const EngineConfig& config, const Geometry& geometry, Regions& regions,
+  RegionLog(const EngineConfig& config, const Geometry& geometry, Regions& regions, State& state,
             EpochManager& epochs);
-  ~RegionLog();
   RegionLog(const RegionLog&) = delete;
   RegionLog& operator=(const RegionLog&) = delete;
 
@@ -99,6 +103,17 @@ class RegionLog {
   const std::vector<std::unique_ptr<LogNamespace>>& namespaces() const noexcept {
     return namespaces_;
   }
+
+  // ---- what the process before left; before there are other threads, incarnations known ----
+  struct Adopted {
+    std::uint64_t items = 0;
+    std::uint64_t dropped = 0;
+  };
+  // Makes rows, lists and index agree, however that process ended: what the index points at is what
+  // there is. May be cut off and repeated.
+  Adopted adopt(Index& index);
+  // Every region free, once no entry points into any.
+  void start_anew();
 
   // ---- appending ----
   // Copies a record into its namespace's open region. `reinsertion`: not judged, not counted as
@@ -139,8 +154,8 @@ class RegionLog {
 
  private:
   struct Waiting {
-    std::uint32_t region;
-    std::byte* buffer;
+    std::uint32_t region;  // kNoRegion: a buffer alone
+    std::uint32_t buffer;
     std::uint64_t epoch;
     bool held = false;  // by reads, though no epoch sees it any more: that may last
   };
@@ -156,12 +171,19 @@ class RegionLog {
   std::optional<std::uint32_t> take_region_locked();
   void collect_locked();
   void release_buffer_locked(std::uint32_t region);
-  std::byte* take_buffer_locked();
+
+  // region_adopt.cpp
+  enum class Use : std::uint8_t { None, Buffer, Device };
+  std::vector<Use> classify();
+  Use use_of(const Region& row, std::vector<bool>& buffers) const noexcept;
+  bool points_well(Entry entry, const std::vector<Use>& uses) const noexcept;
+  bool is_in_buffer(Index& index, Entry entry, std::uint64_t bucket, std::uint64_t* hash) const;
+  void queue_up(const std::vector<Use>& uses, std::vector<WriteJob>& jobs);
 
   Regions& regions_;
+  State& state_;
   EpochManager& epochs_;
   const std::size_t spare_buffers_;
-  const std::size_t buffers_most_;
   std::atomic<std::size_t> writing_{0};  // regions that are full and not on the device yet
   std::vector<std::unique_ptr<LogNamespace>> namespaces_;  // fixed after construction
 
@@ -172,8 +194,7 @@ class RegionLog {
   std::vector<std::deque<std::uint32_t>> free_;  // by device; guarded by pool_mutex_
   std::size_t next_device_ = 0;                  // guarded by pool_mutex_
   std::uint64_t next_generation_ = 1;            // guarded by pool_mutex_
-  std::vector<std::byte*> free_buffers_;         // guarded by pool_mutex_
-  std::size_t buffers_made_ = 0;                 // guarded by pool_mutex_
+  std::vector<std::uint32_t> free_buffers_;      // guarded by pool_mutex_
   std::deque<WriteJob> to_write_;                // guarded by pool_mutex_
   std::deque<std::uint32_t> doomed_;             // sealed ones that were flushed; by pool_mutex_
   std::vector<Waiting> limbo_;                   // guarded by pool_mutex_

@@ -62,15 +62,15 @@ RegionWriter::RegionWriter(RegionLog& log, Regions& regions, Index& index, const
   }
 }
 
-Superblock RegionWriter::superblock_of(std::size_t device) const noexcept {
+Superblock make_superblock(const Regions& regions, std::uint64_t set_id, std::size_t device) {
   Superblock superblock{};
   superblock.magic = kSuperblockMagic;
   superblock.version = kFormatVersion;
-  superblock.region_bytes = regions_.region_bytes();
-  superblock.device_bytes = regions_.devices()[device]->device->bytes();
-  superblock.set_id = options_.set_id;
+  superblock.region_bytes = regions.region_bytes();
+  superblock.device_bytes = regions.devices()[device]->device->bytes();
+  superblock.set_id = set_id;
   superblock.device = static_cast<std::uint32_t>(device);
-  superblock.devices = static_cast<std::uint32_t>(regions_.devices().size());
+  superblock.devices = static_cast<std::uint32_t>(regions.devices().size());
   superblock.checksum = superblock.sum();
   return superblock;
 }
@@ -172,6 +172,8 @@ bool RegionWriter::write_to_device(std::uint32_t region, const WriteJob& job) {
   std::memcpy(data + size - sizeof(trailer), &trailer, sizeof(trailer));
 
   const std::uint64_t offset = regions_.offset_of(region);
+  row.listed = trailer.records;
+  row.has_header = 1;
   // The header goes first, alone: from here on the region's earlier life is over.
   std::memcpy(first_block_.get(), &header, sizeof(header));
   auto first = chunks(IoRequest::Kind::Write, offset, first_block_.get(), kBlockBytes);

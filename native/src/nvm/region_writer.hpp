@@ -26,6 +26,11 @@
 
 namespace fc::nvm {
 
+// What makes a device the given set's.
+Superblock make_superblock(const Regions& regions, std::uint64_t set_id, std::size_t device);
+// Writes the superblock that says whose the device is, and reads it back; false when that failed.
+bool write_superblock(IoQueue& queue, const Superblock& superblock);
+
 struct WriterOptions {
   std::uint64_t set_id = 0;
   std::uint32_t gap_bytes = 64u << 10;  // records so near are read together when they are kept
@@ -42,8 +47,9 @@ class RegionWriter {
   RegionWriter& operator=(const RegionWriter&) = delete;
 
   void start();
-  // What makes a device this tier's.
-  Superblock superblock_of(std::size_t device) const noexcept;
+  Superblock superblock_of(std::size_t device) const {
+    return make_superblock(regions_, options_.set_id, device);
+  }
   bool idle() const noexcept { return idle_.load(std::memory_order_acquire); }
 
  private:
@@ -90,8 +96,5 @@ class RegionWriter {
   std::atomic<bool> idle_{false};
   std::thread thread_;  // last: it uses the rest
 };
-
-// Writes the superblock that says whose the device is, and reads it back; false when that failed.
-bool write_superblock(IoQueue& queue, const Superblock& superblock);
 
 }  // namespace fc::nvm

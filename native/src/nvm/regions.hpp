@@ -1,9 +1,5 @@
 // The regions of all devices: where each lies and what it is good for now.
 //
-// A region's life: Free → Open (its buffer fills) → Writing → Sealed → Emptying (its entries leave
-// the index) → Free. While it has a buffer, its records are read from there. It is used again when
-// no entry points into it, no reader's epoch is as old as that, and no read of it is under way
-// (pins): so a read of the device always finds what its entry promised.
 #pragma once
 
 #include <atomic>
@@ -16,25 +12,9 @@
 #include "nvm/device.hpp"
 #include "nvm/format.hpp"
 #include "nvm/health.hpp"
+#include "nvm/region.hpp"
 
 namespace fc::nvm {
-
-enum class RegionState : std::uint8_t { Free, Open, Writing, Sealed, Emptying };
-inline constexpr std::size_t kRegionStates = 5;
-
-struct alignas(64) Region {
-  std::atomic<std::byte*> buffer{nullptr};
-  std::atomic<std::uint64_t> generation{0};
-  std::atomic<std::uint32_t> pins{0};     // reads of the device under way
-  std::atomic<std::uint32_t> writers{0};  // records reserved, not yet published or given up
-  std::atomic<std::uint32_t> items{0};    // indexed ones
-  std::atomic<std::uint16_t> incarnation{0};
-  std::atomic<NamespaceIndex> ns{kNoNamespace};
-  std::atomic<RegionState> state{RegionState::Free};
-  std::uint32_t used = 0;  // guarded by its namespace's lock while Open, then constant
-  Tick last_expiry = 0;    // likewise; ~0: holds an item that does not expire
-};
-static_assert(sizeof(Region) <= layout::kRegionTableBytes);
 
 // One device and its part of the regions.
 struct DevicePart {
@@ -61,8 +41,10 @@ class Regions {
       count_ += part->regions;
       devices_.push_back(std::move(part));
     }
-    table_ = std::make_unique<Region[]>(count_);
   }
+
+  // Where the rows are; before anything else is asked of them.
+  void use(Region* table) noexcept { table_ = table; }
 
   std::uint32_t count() const noexcept { return count_; }
   std::uint32_t region_bytes() const noexcept { return region_bytes_; }
@@ -100,7 +82,7 @@ class Regions {
   const std::uint32_t region_bytes_;
   std::uint32_t count_ = 0;
   std::vector<std::unique_ptr<DevicePart>> devices_;  // fixed after construction
-  std::unique_ptr<Region[]> table_;
+  Region* table_ = nullptr;
 };
 
 }  // namespace fc::nvm

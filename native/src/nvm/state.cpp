@@ -1,0 +1,123 @@
+#include "nvm/state.hpp"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstring>
+#include <new>
+
+#include "core/sequence_point.hpp"
+
+namespace fc::nvm {
+namespace {
+
+struct StateHeader {
+  std::uint64_t magic;  // written last: a file without it was never finished
+  std::uint32_t version;
+  std::uint32_t reserved;
+  StateShape shape;
+  std::uint64_t set_id;
+  std::uint64_t checksum;  // of the bytes before
+
+  std::uint64_t sum() const noexcept { return XXH3_64bits(this, offsetof(StateHeader, checksum)); }
+};
+static_assert(sizeof(StateHeader) == 64);
+
+constexpr std::uint64_t round_up(std::uint64_t value) noexcept {
+  return (value + 4095) / 4096 * 4096;
+}
+
+StateHeader& header_at(std::byte* base) noexcept {
+  return *reinterpret_cast<StateHeader*>(base);
+}
+
+// Why the file is not this tier's; empty: it is. `unknown`: nothing this release wrote.
+std::string mismatch_of(const SharedFile& file, const StateShape& shape, std::uint64_t bytes,
+                        bool* unknown) {
+  *unknown = true;
+  if (file.bytes() < sizeof(StateHeader)) return "its file is too short";
+  const StateHeader& header = header_at(file.data());
+  if (header.magic != kStateMagic) return "its file is of an unknown format";
+  if (header.version != kStateVersion) {
+    return "its file is of format version " + std::to_string(header.version) +
+           ", this is version " + std::to_string(kStateVersion);
+  }
+  if (header.checksum != header.sum()) return "its file's header is damaged";
+  *unknown = false;
+  if (header.shape.memory_id != shape.memory_id) return "the memory started anew";
+  if (header.shape.devices != shape.devices) return "its devices are others";
+  if (header.shape != shape || file.bytes() < bytes) return "regions or buffers are others";
+  return {};
+}
+
+}  // namespace
+
+State::State(const std::string& path, const StateShape& shape, StartReport& report,
+             std::string& why)
+    : shape_(shape),
+      buffers_at_(round_up(kHeaderBytes + std::uint64_t{shape.regions} * sizeof(Region))),
+      bytes_(buffers_at_ + std::uint64_t{shape.buffers} * shape.region_bytes) {
+  if (path.empty()) {
+    mapping_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapping_ == MAP_FAILED) {
+      mapping_ = nullptr;
+      throw std::bad_alloc();
+    }
+    base_ = static_cast<std::byte*>(mapping_);
+    start_anew(0);
+    return;
+  }
+  file_ = SharedFile::open(path, false);
+  if (file_ != nullptr) {
+    bool unknown = false;
+    const bool finished =
+        file_->bytes() >= sizeof(StateHeader) && header_at(file_->data()).magic != 0;
+    if (finished) {
+      why = mismatch_of(*file_, shape, bytes_, &unknown);
+      kept_ = why.empty();
+    }
+    if (!kept_) {
+      file_.reset();
+      if (finished && unknown) {
+        why += "; " + SharedFile::set_aside(path, bytes_);
+        ++report.set_aside;
+      } else {
+        unlink(path.c_str());
+      }
+    }
+  }
+  if (!kept_) file_ = SharedFile::create(path, bytes_, false);
+  base_ = file_->data();
+}
+
+State::~State() {
+  if (mapping_ != nullptr) munmap(mapping_, bytes_);
+}
+
+std::uint64_t State::set_id() const noexcept {
+  return header_at(base_).set_id;
+}
+
+void State::start_anew(std::uint64_t set_id) {
+  StateHeader& header = header_at(base_);
+  // First of all: a start that is cut off here leaves a file that was never finished.
+  std::atomic_ref<std::uint64_t>(header.magic).store(0, std::memory_order_seq_cst);
+  kept_ = false;
+  for (std::uint32_t r = 0; r < shape_.regions; ++r) new (&rows()[r]) Region();
+  FC_SEQUENCE_POINT("nvm:state_cleared");
+  StateHeader made{};
+  made.magic = kStateMagic;
+  made.version = kStateVersion;
+  made.shape = shape_;
+  made.set_id = set_id;
+  made.checksum = made.sum();
+  std::memcpy(reinterpret_cast<std::byte*>(&header) + sizeof(header.magic),
+              reinterpret_cast<const std::byte*>(&made) + sizeof(made.magic),
+              sizeof(made) - sizeof(made.magic));
+  std::atomic_ref<std::uint64_t>(header.magic).store(kStateMagic, std::memory_order_seq_cst);
+}
+
+}  // namespace fc::nvm
