@@ -111,16 +111,17 @@ class Service final : public RawService {
     raw.owner = bytes;
     auto* reactor = new UnaryCall(gate_);
     if (!reactor->accepted()) return reactor;
-    node_.batch_get(std::move(raw), timeout_ms(*context),
-                    [reactor, response](const CallStatus& status, std::vector<Buffer> pieces) {
-                      if (status.ok()) fill(std::move(pieces), response);
-                      reactor->Finish(to_status(status));
-                    });
+    node_.batch_get(
+        std::move(raw), timeout_ms(*context),
+        [reactor, response](const CallStatus& status, const std::vector<Buffer>& pieces) {
+          if (status.ok()) fill(pieces, response);
+          reactor->Finish(to_status(status));
+        });
     return reactor;
   }
 
  private:
-  static void fill(std::vector<Buffer> pieces, v1::GetResponse* response) {
+  static void fill(const std::vector<Buffer>& pieces, v1::GetResponse* response) {
     std::string whole;
     for (const Buffer& piece : pieces) {
       whole.append(reinterpret_cast<const char*>(piece.data()), piece.size());

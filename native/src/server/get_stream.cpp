@@ -54,8 +54,8 @@ class GetStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
       read_paused_ = !read_on;
     }
     node_.batch_get(std::move(request), timeout_ms(*context_),
-                    [self = self_](CallStatus status, std::vector<Buffer> pieces) {
-                      self->answered(std::move(status), std::move(pieces));
+                    [self = self_](const CallStatus& status, std::vector<Buffer> pieces) {
+                      self->answered(status, std::move(pieces));
                     });
     if (read_on) StartRead(&incoming_);
   }
@@ -76,7 +76,7 @@ class GetStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::B
   }
 
  private:
-  void answered(CallStatus status, std::vector<Buffer> pieces) {
+  void answered(const CallStatus& status, std::vector<Buffer> pieces) {
     std::unique_lock lock(mutex_);
     --under_way_;
     if (!status.ok()) {
