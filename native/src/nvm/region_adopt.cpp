@@ -28,9 +28,11 @@ RegionLog::Use RegionLog::use_of(const Region& row, std::vector<bool>& buffers) 
   const auto ns = std::find_if(namespaces_.begin(), namespaces_.end(), [&](const auto& of) {
     return of->seed == row.namespace_seed && of->budget_regions != 0;
   });
+  if (ns != namespaces_.end() && row.incarnation.load(std::memory_order_relaxed) !=
+                                     (*ns)->incarnation->load(std::memory_order_relaxed)) {
+    return Use::Flushed;
+  }
   if (ns == namespaces_.end() || row.generation.load(std::memory_order_relaxed) == 0 ||
-      row.incarnation.load(std::memory_order_relaxed) !=
-          (*ns)->incarnation->load(std::memory_order_relaxed) ||
       row.used < sizeof(RegionHeader) || row.used > regions_.region_bytes()) {
     return Use::None;
   }
@@ -64,7 +66,7 @@ std::vector<RegionLog::Use> RegionLog::classify() {
 
 bool RegionLog::points_well(Entry entry, const std::vector<Use>& uses) const noexcept {
   const std::uint32_t region = regions_.region_of(entry);
-  if (entry.lines() == 0 || region >= uses.size() || uses[region] == Use::None) return false;
+  if (entry.lines() == 0 || region >= uses.size() || uses[region] < Use::Buffer) return false;
   const std::uint32_t offset = regions_.offset_in_region(entry);
   return offset >= sizeof(RegionHeader) && offset + sizeof(RecordHeader) < regions_.at(region).used;
 }
@@ -104,6 +106,10 @@ RegionLog::Adopted RegionLog::adopt(Index& index) {
             const Entry entry(slot.load(std::memory_order_relaxed));
             if (!entry.on_nvm()) continue;
             const std::uint32_t region = regions_.region_of(entry);
+            if (region < uses.size() && uses[region] == Use::Flushed) {
+              slot.store(0, std::memory_order_relaxed);
+              continue;
+            }
             std::uint64_t hash = 0;
             if (!points_well(entry, uses) ||
                 (uses[region] == Use::Buffer && !is_in_buffer(index, entry, number, &hash))) {
@@ -149,7 +155,7 @@ void RegionLog::queue_up(const std::vector<Use>& uses, std::vector<WriteJob>& jo
   for (std::uint32_t r = 0; r < regions_.count(); ++r) {
     Region& row = regions_.at(r);
     next_generation_ = std::max(next_generation_, generation(r) + 1);
-    if (uses[r] == Use::None || row.items.load(std::memory_order_relaxed) == 0) {
+    if (uses[r] < Use::Buffer || row.items.load(std::memory_order_relaxed) == 0) {
       if (row.buffer.exchange(nullptr, std::memory_order_relaxed) != nullptr) {
         free_buffers_.push_back(row.buffer_number);
       }

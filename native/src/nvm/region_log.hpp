@@ -173,7 +173,7 @@ class RegionLog {
   void release_buffer_locked(std::uint32_t region);
 
   // region_adopt.cpp
-  enum class Use : std::uint8_t { None, Buffer, Device };
+  enum class Use : std::uint8_t { None, Flushed, Buffer, Device };
   std::vector<Use> classify();
   Use use_of(const Region& row, std::vector<bool>& buffers) const noexcept;
   bool points_well(Entry entry, const std::vector<Use>& uses) const noexcept;

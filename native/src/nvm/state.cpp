@@ -29,13 +29,22 @@ constexpr std::uint64_t round_up(std::uint64_t value) noexcept {
   return (value + 4095) / 4096 * 4096;
 }
 
+constexpr std::uint64_t kRowsAt = 4096;
+
+std::uint64_t buffers_at(const StateShape& shape) noexcept {
+  return round_up(kRowsAt + std::uint64_t{shape.regions} * sizeof(Region));
+}
+
+std::uint64_t bytes_of(const StateShape& shape) noexcept {
+  return buffers_at(shape) + std::uint64_t{shape.buffers} * shape.region_bytes;
+}
+
 StateHeader& header_at(std::byte* base) noexcept {
   return *reinterpret_cast<StateHeader*>(base);
 }
 
 // Why the file is not this tier's; empty: it is. `unknown`: nothing this release wrote.
-std::string mismatch_of(const SharedFile& file, const StateShape& shape, std::uint64_t bytes,
-                        bool* unknown) {
+std::string mismatch_of(const SharedFile& file, const StateShape& wanted, bool* unknown) {
   *unknown = true;
   if (file.bytes() < sizeof(StateHeader)) return "its file is too short";
   const StateHeader& header = header_at(file.data());
@@ -46,9 +55,16 @@ std::string mismatch_of(const SharedFile& file, const StateShape& shape, std::ui
   }
   if (header.checksum != header.sum()) return "its file's header is damaged";
   *unknown = false;
-  if (header.shape.memory_id != shape.memory_id) return "the memory started anew";
-  if (header.shape.devices != shape.devices) return "its devices are others";
-  if (header.shape != shape || file.bytes() < bytes) return "regions or buffers are others";
+  if (header.shape.memory_id != wanted.memory_id) return "the memory started anew";
+  if (header.shape.devices != wanted.devices) return "its devices are others";
+  StateShape shape = header.shape;
+  shape.buffers = wanted.buffers;
+  if (shape != wanted) return "its regions are others";
+  // With a few less the log works, too; each was reserved when the file was made.
+  if (header.shape.buffers * 2 < wanted.buffers || header.shape.buffers < 2) {
+    return "it has too few write buffers";
+  }
+  if (file.bytes() < bytes_of(header.shape)) return "its file is too short";
   return {};
 }
 
@@ -56,9 +72,7 @@ std::string mismatch_of(const SharedFile& file, const StateShape& shape, std::ui
 
 State::State(const std::string& path, const StateShape& shape, StartReport& report,
              std::string& why)
-    : shape_(shape),
-      buffers_at_(round_up(kHeaderBytes + std::uint64_t{shape.regions} * sizeof(Region))),
-      bytes_(buffers_at_ + std::uint64_t{shape.buffers} * shape.region_bytes) {
+    : shape_(shape), buffers_at_(buffers_at(shape)), bytes_(bytes_of(shape)) {
   if (path.empty()) {
     mapping_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -76,8 +90,9 @@ State::State(const std::string& path, const StateShape& shape, StartReport& repo
     const bool finished =
         file_->bytes() >= sizeof(StateHeader) && header_at(file_->data()).magic != 0;
     if (finished) {
-      why = mismatch_of(*file_, shape, bytes_, &unknown);
+      why = mismatch_of(*file_, shape, &unknown);
       kept_ = why.empty();
+      if (kept_) shape_ = header_at(file_->data()).shape;
     }
     if (!kept_) {
       file_.reset();

@@ -33,8 +33,8 @@ struct StateShape {
 class State {
  public:
   // `path` empty: memory of the process. Else what is there is adopted when its shape is this one,
-  // or removed; why goes to `why`, a file of an unknown format is set aside and counted. Throws
-  // std::bad_alloc, std::system_error.
+  // or removed (but for the number of buffers, of which there may be others); why goes to `why`, a
+  // file of an unknown format is set aside and counted. Throws std::bad_alloc, std::system_error.
   State(const std::string& path, const StateShape& shape, StartReport& report, std::string& why);
   ~State();
   State(const State&) = delete;
@@ -54,9 +54,9 @@ class State {
  private:
   static constexpr std::uint64_t kHeaderBytes = 4096;
 
-  const StateShape shape_;
+  StateShape shape_;
   const std::uint64_t buffers_at_;
-  const std::uint64_t bytes_;
+  std::uint64_t bytes_;
   std::unique_ptr<SharedFile> file_;
   void* mapping_ = nullptr;  // of process memory
   std::byte* base_ = nullptr;

@@ -1,0 +1,196 @@
+// What a new engine makes of the NVM tier that an earlier one left, in the same boot: regions on
+// the device, regions that were never written, and devices that are not what they were.
+#include <array>
+#include <random>
+#include <unordered_map>
+
+#include "restart_support.hpp"
+
+namespace fc::testing {
+namespace {
+
+class NvmAdoption : public ::testing::Test {
+ protected:
+  static constexpr std::uint32_t kRegions = 24;
+
+  NvmAdoption() {
+    config_ = engine_config(
+        8 * kMiB, {with_nvm(name_space("pin", {domain("all", 256 * kKiB)}), kRegions / 2),
+                   with_nvm(name_space("user", {domain("all", 256 * kKiB)}), kRegions / 2)});
+    config_.nvm = nvm_config(folder_.file("device"), kRegions + 4);
+    config_.persist.dir = shared_.path();
+    config_.persist.name = "cache";
+  }
+  Engine& start() {
+    engine_.reset();
+    engine_ = make_engine(config_, clock_, false);
+    return *engine_;
+  }
+  void restart(bool in_order) {
+    if (in_order) {
+      EXPECT_TRUE(engine_->shutdown());
+    }
+    start();
+  }
+  const StartReport& report() const { return engine_->start_report(); }
+  NamespaceIndex ns(const char* name) const { return engine_->find_namespace(name); }
+  static std::string value_of(int key) {
+    return std::string(100 + static_cast<std::size_t>(key) % 200,
+                       static_cast<char>('a' + key % 26));
+  }
+  void fill(const char* name, int begin, int end) {
+    for (int k = begin; k < end; ++k) {
+      ASSERT_EQ(put(*engine_, ns(name), "key" + std::to_string(k), value_of(k)),
+                WriteStatus::Stored);
+      // Demotion does not wait for buffers; a test that wants all of them there does.
+      if (k % 100 == 99) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  }
+  std::array<int, 2> count(const char* name, int begin, int end) {
+    std::array<int, 2> hits{};
+    for (int k = begin; k < end; ++k) {
+      const Got got = get(*engine_, ns(name), "key" + std::to_string(k));
+      if (!carries_value(got.status)) continue;
+      EXPECT_EQ(got.value, value_of(k));
+      ++hits[got.status == CellStatus::HitNvm ? 1 : 0];
+    }
+    return hits;
+  }
+
+  Folder folder_;
+  SharedFolder shared_;
+  ManualClock clock_;
+  EngineConfig config_;
+  std::unique_ptr<Engine> engine_;
+};
+
+TEST_F(NvmAdoption, BothTiersAreKeptHoweverTheProcessEnded) {
+  start();
+  EXPECT_EQ(report().nvm, "new");
+  fill("pin", 0, 3000);
+  const std::array<int, 2> before = count("pin", 0, 3000);
+  ASSERT_GT(before[1], 1000);
+  for (const bool in_order : {true, false, true}) {
+    restart(in_order);
+    EXPECT_EQ(report().nvm, "kept") << report().nvm_reason;
+    const std::array<int, 2> after = count("pin", 0, 3000);
+    EXPECT_EQ(after[0], before[0]);
+    EXPECT_EQ(after[1], before[1]);
+    EXPECT_EQ(report().nvm_items, static_cast<std::uint64_t>(before[1]));
+    EXPECT_EQ(report().nvm_dropped, 0U);
+  }
+}
+
+TEST_F(NvmAdoption, AFlushAndDeletesHold) {
+  start();
+  fill("pin", 0, 2000);
+  fill("user", 0, 2000);
+  engine_->flush(ns("user"));
+  for (int k = 0; k < 1000; ++k) erase(*engine_, ns("pin"), "key" + std::to_string(k));
+  restart(false);
+  EXPECT_EQ(count("user", 0, 2000), (std::array<int, 2>{}));
+  EXPECT_EQ(count("pin", 0, 1000), (std::array<int, 2>{}));
+  EXPECT_GT(count("pin", 1000, 2000)[1], 0);
+  fill("user", 0, 2000);
+  restart(true);
+  EXPECT_GT(count("user", 0, 2000)[1], 0);
+}
+
+TEST_F(NvmAdoption, AnotherDeviceStartsEmptyAndDramStays) {
+  start();
+  fill("pin", 0, 2000);
+  const std::array<int, 2> before = count("pin", 0, 2000);
+  ASSERT_TRUE(engine_->shutdown());
+  engine_.reset();
+  std::filesystem::remove(folder_.file("device"));
+  start();
+  EXPECT_EQ(report().nvm, "empty");
+  EXPECT_NE(report().nvm_reason, "");
+  const std::array<int, 2> after = count("pin", 0, 2000);
+  EXPECT_EQ(after[0], before[0]);
+  EXPECT_EQ(after[1], 0);
+  fill("pin", 2000, 4000);
+  EXPECT_GT(count("pin", 2000, 4000)[1], 0);
+}
+
+TEST_F(NvmAdoption, TheTierTakenAwayLeavesNoEntryBehind) {
+  start();
+  fill("pin", 0, 2000);
+  const std::array<int, 2> before = count("pin", 0, 2000);
+  ASSERT_TRUE(engine_->shutdown());
+  const NvmConfig nvm = config_.nvm;
+  config_.nvm = {};
+  for (NamespaceConfig& of : config_.namespaces) of.nvm = {};
+  start();
+  EXPECT_EQ(report().nvm, "off");
+  if (report().memory != "cold") {
+    const std::array<int, 2> after = count("pin", 0, 2000);
+    EXPECT_EQ(after[0], before[0]);
+    EXPECT_EQ(after[1], 0);
+  }
+}
+
+TEST_F(NvmAdoption, ANamespaceThatIsGoneGivesItsRegionsBack) {
+  start();
+  fill("pin", 0, 2000);
+  fill("user", 0, 2000);
+  const std::array<int, 2> before = count("pin", 0, 2000);
+  ASSERT_TRUE(engine_->shutdown());
+  const NamespaceConfig user = config_.namespaces[1];
+  config_.namespaces.pop_back();
+  start();
+  EXPECT_EQ(report().nvm, "kept") << report().nvm_reason;
+  EXPECT_EQ(count("pin", 0, 2000)[1], before[1]);
+  fill("pin", 2000, 6000);
+  ASSERT_TRUE(engine_->shutdown());
+  config_.namespaces.push_back(user);
+  start();
+  EXPECT_EQ(count("user", 0, 2000), (std::array<int, 2>{}));
+}
+
+class NvmRestartModel : public NvmAdoption {};
+
+TEST_F(NvmRestartModel, NothingIsWrongAndNothingComesBack) {
+  std::mt19937_64 random(seed_of(71));
+  std::array<std::unordered_map<std::string, std::string>, 2> model;
+  const std::array<const char*, 2> names{"pin", "user"};
+  start();
+  std::size_t from_nvm = 0;
+  std::size_t starts = 0;
+  for (std::size_t step = 0; step < scaled(60'000); ++step) {
+    const std::size_t n = random() % 2;
+    const std::string key = "k" + std::to_string(random() % 6000);
+    const std::uint64_t what = random() % 1000;
+    if (what < 500) {
+      const std::string value(random() % 400, static_cast<char>('a' + random() % 26));
+      if (put(*engine_, ns(names[n]), key, value) == WriteStatus::Stored) {
+        model[n][key] = value;
+      } else {
+        model[n].erase(key);
+      }
+    } else if (what < 600) {
+      erase(*engine_, ns(names[n]), key);
+      model[n].erase(key);
+    } else if (what < 996) {
+      const Got got = get(*engine_, ns(names[n]), key);
+      if (!carries_value(got.status)) continue;
+      ASSERT_TRUE(model[n].contains(key)) << key << " came back after start " << starts;
+      ASSERT_EQ(got.value, model[n][key]);
+      from_nvm += got.status == CellStatus::HitNvm ? 1 : 0;
+    } else if (what < 997 && random() % 4 == 0) {
+      engine_->flush(ns(names[n]));
+      model[n].clear();
+    } else if (what >= 999 && step % 2 == 0) {
+      restart(random() % 2 == 0);
+      ++starts;
+      ASSERT_EQ(report().nvm, "kept") << report().nvm_reason;
+      ASSERT_EQ(report().nvm_dropped, 0U);
+      ASSERT_EQ(report().memory_dropped, 0U);
+    }
+  }
+  EXPECT_GT(from_nvm, scaled(200));
+  EXPECT_GT(starts, scaled(10));
+}
+
+}  // namespace
+}  // namespace fc::testing
