@@ -38,7 +38,8 @@ def shared() -> Iterator[Path]:
 
 @pytest.fixture
 def persist(config: dict[str, Any], shared: Path) -> dict[str, Any]:
-    """The usual config, whose memory outlives the process."""
+    """The usual config, whose memory outlives the process; small, as is a container's /dev/shm."""
+    config["memory"]["size"] = "16MiB"
     config["persist"] = {"dir": str(shared), "name": "e2e"}
     return config
 
@@ -257,7 +258,7 @@ def test_another_memory_size_starts_cold_and_says_why(
     first = start(persist)
     fill(first)
     stop(first)
-    persist["memory"]["size"] = "40MiB"
+    persist["memory"]["size"] = "17MiB"
     second = start(persist)
     assert found(second) == ABSENT
     report = started(second)
@@ -434,7 +435,7 @@ def test_too_small_a_mount_is_told_before_serving(
             check=True,
         )
         assert "warning: persist.dir" in check.stderr
-        assert "must hold up to 32MiB" in check.stderr
+        assert "must hold up to 16MiB" in check.stderr
     finally:
         subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
