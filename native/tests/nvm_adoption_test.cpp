@@ -148,10 +148,110 @@ TEST_F(NvmAdoption, ANamespaceThatIsGoneGivesItsRegionsBack) {
   EXPECT_EQ(count("user", 0, 2000), (std::array<int, 2>{}));
 }
 
-class NvmRestartModel : public NvmAdoption {};
+// Shared memory is gone, the device is not.
+class NvmReboot : public NvmAdoption {
+ protected:
+  void reboot(bool in_order) {
+    if (in_order) {
+      EXPECT_TRUE(engine_->shutdown());
+    }
+    engine_.reset();
+    std::filesystem::remove(shared_.file("cache.arena"));
+    std::filesystem::remove(shared_.file("cache.nvm"));
+    start();
+  }
+};
 
-TEST_F(NvmRestartModel, NothingIsWrongAndNothingComesBack) {
+TEST_F(NvmReboot, AfterAnOrderlyStopTheTierIsRebuilt) {
+  start();
+  fill("pin", 0, 3000);
+  fill("user", 0, 1000);
+  for (int k = 0; k < 500; ++k) erase(*engine_, ns("pin"), "key" + std::to_string(k));
+  engine_->flush(ns("user"));
+  const std::array<int, 2> before = count("pin", 0, 3000);
+  ASSERT_GT(before[1], 500);
+  for (int life = 0; life < 3; ++life) {
+    reboot(true);
+    EXPECT_EQ(report().memory, "new");
+    EXPECT_EQ(report().nvm, "rebuilt") << report().nvm_reason;
+    const std::array<int, 2> after = count("pin", 0, 3000);
+    EXPECT_EQ(after[0], 0);
+    EXPECT_EQ(after[1], before[1]);
+    EXPECT_EQ(count("pin", 0, 500), (std::array<int, 2>{}));
+    EXPECT_EQ(count("user", 0, 1000), (std::array<int, 2>{}));
+  }
+  fill("user", 0, 2000);
+  fill("pin", 3000, 4000);
+  restart(false);
+  EXPECT_EQ(report().nvm, "kept") << report().nvm_reason;
+  EXPECT_GT(count("user", 0, 2000)[1], 0);
+}
+
+TEST_F(NvmReboot, WithoutOneTheTierStartsEmptyUnlessAJournalWasKept) {
+  for (const DurabilityKind kind :
+       {DurabilityKind::DropNvm, DurabilityKind::Sync, DurabilityKind::Bounded}) {
+    config_.persist.durability = kind;
+    config_.persist.durability_window_ms = 10;
+    start();
+    engine_->flush(ns("pin"));
+    fill("pin", 0, 3000);
+    for (int k = 0; k < 500; ++k) erase(*engine_, ns("pin"), "key" + std::to_string(k));
+    for (int k = 500; k < 600; ++k) put(*engine_, ns("pin"), "key" + std::to_string(k), "new");
+    if (kind == DurabilityKind::Bounded) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+    reboot(false);
+    if (kind == DurabilityKind::DropNvm) {
+      EXPECT_EQ(report().nvm, "empty");
+      EXPECT_EQ(count("pin", 0, 3000), (std::array<int, 2>{}));
+      continue;
+    }
+    EXPECT_EQ(report().nvm, "rebuilt") << report().nvm_reason;
+    EXPECT_EQ(count("pin", 0, 500), (std::array<int, 2>{}));
+    for (int k = 500; k < 600; ++k) {
+      EXPECT_NE(get(*engine_, ns("pin"), "key" + std::to_string(k)).value, value_of(k));
+    }
+    EXPECT_GT(count("pin", 600, 3000)[1], 300);
+  }
+}
+
+TEST_F(NvmReboot, WhatIsSpilledComesBack) {
+  config_.persist.spill_on_shutdown = true;
+  config_.namespaces[0].domains[0].budget_bytes = 512 * kKiB;
+  start();
+  fill("pin", 0, 1000);
+  const std::array<int, 2> before = count("pin", 0, 1000);
+  EXPECT_EQ(before[0], 1000);
+  reboot(true);
+  EXPECT_EQ(report().nvm, "rebuilt") << report().nvm_reason;
+  EXPECT_GE(count("pin", 0, 1000)[1], 950);
+}
+
+TEST_F(NvmReboot, TimeGoesOnAndAClockSetBackIsDoubted) {
+  config_.persist.spill_on_shutdown = true;
+  start();
+  for (int k = 0; k < 200; ++k) {
+    put(*engine_, ns("pin"), "brief" + std::to_string(k), value_of(k), kNoDomain, 10'000);
+    put(*engine_, ns("pin"), "long" + std::to_string(k), value_of(k), kNoDomain, 100'000);
+  }
+  ASSERT_TRUE(engine_->shutdown());
+  engine_.reset();
+  std::filesystem::remove(shared_.file("cache.arena"));
+  clock_.advance(20'000);
+  start();
+  int kept = 0;
+  for (int k = 0; k < 200; ++k) {
+    EXPECT_EQ(get(*engine_, ns("pin"), "brief" + std::to_string(k)).status, CellStatus::Miss);
+    kept += carries_value(get(*engine_, ns("pin"), "long" + std::to_string(k)).status) ? 1 : 0;
+  }
+  EXPECT_GT(kept, 150);
+}
+
+class NvmRestartModel : public NvmReboot, public ::testing::WithParamInterface<DurabilityKind> {};
+
+TEST_P(NvmRestartModel, NothingIsWrongAndNothingComesBack) {
   std::mt19937_64 random(seed_of(71));
+  config_.persist.durability = GetParam();
   std::array<std::unordered_map<std::string, std::string>, 2> model;
   const std::array<const char*, 2> names{"pin", "user"};
   start();
@@ -181,16 +281,29 @@ TEST_F(NvmRestartModel, NothingIsWrongAndNothingComesBack) {
       engine_->flush(ns(names[n]));
       model[n].clear();
     } else if (what >= 999 && step % 2 == 0) {
-      restart(random() % 2 == 0);
       ++starts;
-      ASSERT_EQ(report().nvm, "kept") << report().nvm_reason;
-      ASSERT_EQ(report().nvm_dropped, 0U);
-      ASSERT_EQ(report().memory_dropped, 0U);
+      const bool in_order = random() % 2 == 0;
+      if (random() % 3 != 0) {
+        restart(in_order);
+        ASSERT_EQ(report().nvm, "kept") << report().nvm_reason;
+        ASSERT_EQ(report().nvm_dropped, 0U);
+        ASSERT_EQ(report().memory_dropped, 0U);
+        continue;
+      }
+      reboot(in_order);
+      const bool believed = in_order || GetParam() == DurabilityKind::Sync;
+      ASSERT_EQ(report().nvm, believed ? "rebuilt" : "empty") << report().nvm_reason;
     }
   }
   EXPECT_GT(from_nvm, scaled(200));
   EXPECT_GT(starts, scaled(10));
 }
+
+INSTANTIATE_TEST_SUITE_P(All, NvmRestartModel,
+                         ::testing::Values(DurabilityKind::DropNvm, DurabilityKind::Sync),
+                         [](const auto& with) {
+                           return with.param == DurabilityKind::Sync ? "Sync" : "DropNvm";
+                         });
 
 }  // namespace
 }  // namespace fc::testing

@@ -23,6 +23,7 @@ class Ticks {
   static std::uint64_t at(std::uint64_t now_ms, std::uint64_t base_ms) noexcept {
     return (now_ms - base_ms) >> kTickShift;
   }
+  std::uint64_t clock_ms() const noexcept { return clock_.now_ms(); }
   Tick now() const noexcept { return static_cast<Tick>(at(clock_.now_ms(), base_ms_)); }
 
  private:

@@ -120,7 +120,10 @@ class BundledEngine final : public Engine {
  public:
   BundledEngine(const EngineConfig& asked, const Clock& clock, bool background,
                 std::vector<std::shared_ptr<NvmDevice>> devices, RecoveryProgress* progress)
-      : config_(with_sizes(asked, devices)), dram_(config_, clock, report_, {}, progress) {
+      : config_(with_sizes(asked, devices)),
+        found_(find_set(devices, clock)),
+        dram_(config_, clock, report_, found_ ? std::optional(found_->tick) : std::nullopt,
+              progress) {
     if (!devices.empty()) {
       nvm_ = std::make_unique<nvm::NvmTier>(config_, dram_.geometry(), devices, dram_.index(),
                                             dram_.epochs(), dram_.ticks(), nvm_start(progress));
@@ -203,11 +206,35 @@ class BundledEngine final : public Engine {
   bool shutdown() override {
     stop_threads();
     if (!config_.persist.enabled()) return true;
+    bool whole = true;
+    if (nvm_ != nullptr) {
+      const std::uint64_t deadline_ns =
+          monotonic_ns() + config_.persist.shutdown_limit_ms * 1'000'000;
+      if (config_.persist.spill_on_shutdown) spill(deadline_ns);
+      whole = nvm_->shutdown(deadline_ns);
+    }
     dram_.leave();
-    return true;
+    return whole;
   }
 
  private:
+  // What the devices say of themselves, asked before the memory is: its time goes on from theirs.
+  std::optional<nvm::FoundSet> find_set(const std::vector<std::shared_ptr<NvmDevice>>& devices,
+                                        const Clock& clock) {
+    if (!config_.persist.enabled() || devices.empty()) return std::nullopt;
+    return nvm::find_set(devices, nvm::wall_now_ms(), clock.now_ms(), boot_id(), not_found_);
+  }
+  // As much of each namespace as its regions hold, with some to spare: what comes last must not
+  // push out what came first.
+  void spill(std::uint64_t deadline_ns) {
+    std::vector<std::uint64_t> bytes_most;
+    for (const NamespaceConfig& ns : config_.namespaces) {
+      bytes_most.push_back(ns.nvm.budget_bytes / 8 * 7);
+    }
+    // Time for what follows: the regions are to be written.
+    const std::uint64_t now = monotonic_ns();
+    dram_.spill(now + (deadline_ns - now) / 4 * 3, bytes_most);
+  }
   nvm::NvmStart nvm_start(RecoveryProgress* progress) {
     nvm::NvmStart start;
     if (config_.persist.enabled()) {
@@ -215,6 +242,8 @@ class BundledEngine final : public Engine {
     }
     start.memory_id = dram_.memory().head().header.memory_id;
     start.memory_kept = dram_.memory().kind() != ArenaMemory::Kind::New;
+    start.found = found_;
+    start.not_found = not_found_;
     start.report = &report_;
     start.progress = progress;
     return start;
@@ -262,6 +291,8 @@ class BundledEngine final : public Engine {
 
   const EngineConfig config_;
   StartReport report_;
+  std::string not_found_;  // why the devices say nothing
+  const std::optional<nvm::FoundSet> found_;
   DramTier dram_;
   std::unique_ptr<nvm::NvmTier> nvm_;   // null: DRAM alone
   std::unique_ptr<Promoter> promoter_;  // with nvm_

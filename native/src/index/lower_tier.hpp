@@ -63,6 +63,9 @@ class LowerTier {
   // An entry was taken out of the index; for the holder of its PairLock. `by_tag`: unread, since a
   // key of its tag was written.
   virtual void forget(Entry entry, bool by_tag) noexcept = 0;
+  // Before writes that may have taken entries out are acknowledged; waits where what they made
+  // invalid must be known to the device first. The caller holds no epoch and no lock.
+  virtual void settle_writes() = 0;
   // For a reader within the epoch in which it loaded the entry.
   virtual Where locate(Entry entry, std::uint16_t incarnation, LowerRecord& record) noexcept = 0;
   virtual void unpin(Entry entry) noexcept = 0;

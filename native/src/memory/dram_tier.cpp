@@ -317,6 +317,7 @@ void DramTier::put(NamespaceIndex ns_index, std::span<const PutItem> items,
     const Outcome outcome = write(ns, items[i], hash, nullptr, tick);
     statuses[i] = outcome == Outcome::Rejected ? WriteStatus::Rejected : WriteStatus::Stored;
   });
+  if (lower_ != nullptr) lower_->settle_writes();
 }
 
 void DramTier::install(NamespaceIndex ns_index, std::span<const PutItem> items,
@@ -347,6 +348,7 @@ void DramTier::erase(NamespaceIndex ns_index, std::span<const std::string_view> 
     ns.erased.add();
     statuses[i] = WriteStatus::Stored;
   }
+  if (lower_ != nullptr) lower_->settle_writes();
 }
 
 bool DramTier::token_alive(NamespaceIndex ns_index, std::string_view key,
@@ -386,7 +388,10 @@ std::uint64_t DramTier::flush(NamespaceIndex ns_index) {
   for (DomainIndex d = 0; d < ns.domain_count; ++d) {
     dropped += domains_[ns.first_domain + d]->flush(now());
   }
-  if (lower_ != nullptr) dropped += lower_->flush(ns_index);
+  if (lower_ != nullptr) {
+    dropped += lower_->flush(ns_index);
+    lower_->settle_writes();
+  }
   return dropped;
 }
 

@@ -2,6 +2,7 @@
 //
 //   0        superblock: whose the file is, and how it is divided
 //   4 KiB    probe block: written and read back when a device is tried again
+//   8 KiB    two heartbeats (heartbeat.hpp)
 //   64 KiB   regions, one after the other
 //
 //   region:  header | records ... | free | hashes | offsets | trailer
@@ -25,7 +26,7 @@
 
 namespace fc::nvm {
 
-inline constexpr std::uint32_t kFormatVersion = 1;
+inline constexpr std::uint32_t kFormatVersion = 2;
 inline constexpr std::uint64_t kSuperblockMagic = 0x31304D564E434601ull;  // "\1FCNVM01"
 inline constexpr std::uint64_t kHeaderMagic = 0x4745524745524346ull;
 inline constexpr std::uint64_t kTrailerMagic = 0x4C4941525445524Full;
@@ -68,7 +69,9 @@ struct RegionTrailer {
   std::uint32_t records;
   std::uint32_t used_bytes;  // header and records: where the last record ends
   std::uint64_t list_checksum;
-  std::uint64_t unused[3];
+  Tick last_expiry;   // of its records; ~0: one does not expire
+  Tick first_expiry;  // of those that expire; kNever: none does
+  std::uint64_t unused[2];
   std::uint64_t checksum;  // of the bytes before
 
   std::uint64_t sum() const noexcept {

@@ -8,8 +8,10 @@
 #include <random>
 #include <stdexcept>
 #include <system_error>
+#include <thread>
 
 #include "core/parallel.hpp"
+#include "core/sequence_point.hpp"
 
 namespace fc::nvm {
 namespace {
@@ -66,6 +68,11 @@ StateShape shape_of(const Regions& regions, const EngineConfig& config, std::uin
   return shape;
 }
 
+std::string journal_path_of(const EngineConfig& config) {
+  if (!config.persist.journal.empty()) return config.persist.journal;
+  return config.nvm.devices.empty() ? "" : config.nvm.devices.front().path + ".journal";
+}
+
 // Asked before a file is opened as a device, which brings it to its size.
 void refuse_foreign_file(const std::string& path) {
   std::error_code error;  // what cannot be looked at is for open_device() to explain
@@ -116,7 +123,9 @@ NvmTier::NvmTier(const EngineConfig& config, const Geometry& geometry,
       ticks_(ticks),
       index_(index),
       report_(start.report != nullptr ? *start.report : no_report_),
-      memory_kept_(start.memory_kept),
+      persist_(config.persist),
+      journal_path_(journal_path_of(config)),
+      start_(start),
       state_(start.state_path, shape_of(regions_, config, start.memory_id), report_, not_kept_),
       index_slots_(geometry.nvm_slots),
       set_id_(settle_set()),
@@ -147,36 +156,132 @@ std::uint64_t NvmTier::settle_set() {
     }
     return state_.set_id();
   }
-  state_.start_anew(random_id());
+  rebuilds_ = can_rebuild();
+  state_.start_anew(rebuilds_ ? start_.found->set_id : random_id());
   return state_.set_id();
+}
+
+// Whether the devices say exactly what is valid; else why not goes to not_kept_.
+bool NvmTier::can_rebuild() {
+  if (!persist_.enabled()) return false;
+  if (start_.memory_kept) return false;  // it went on without them
+  if (!start_.found) {
+    not_kept_ = start_.not_found;
+    return false;
+  }
+  for (std::size_t d = 0; d < regions_.devices().size(); ++d) {
+    if (contents_[d] != "started anew") {
+      not_kept_ = "device " + regions_.devices()[d]->device->path() + " was " + contents_[d];
+      return false;
+    }
+  }
+  switch (start_.found->state) {
+    case SetState::Clean:
+      break;
+    case SetState::Serving:
+      not_kept_ = "the stop before was not an orderly one, and no journal was kept (durability)";
+      return false;
+    case SetState::Journaled: {
+      std::string why;
+      auto entries = Journal::read(journal_path_, start_.found->set_id, &why);
+      if (!entries) {
+        not_kept_ = "the journal " + journal_path_ + " cannot be used: " + why;
+        return false;
+      }
+      journal_entries_ = std::move(*entries);
+      break;
+    }
+    default:
+      not_kept_ = "its heartbeat is of an unknown kind";
+      return false;
+  }
+  for (std::string& content : contents_) content = "rebuilt";
+  return true;
+}
+
+void NvmTier::drop_all_entries() {
+  in_parallel(index_.bucket_count(), kBucketsPerThreadLeast,
+              [&](std::uint64_t begin, std::uint64_t end) {
+                for (std::uint64_t number = begin; number < end; ++number) {
+                  for (Slot& slot : index_.bucket(number).slots) {
+                    if (Entry(slot.load(std::memory_order_relaxed)).on_nvm()) {
+                      slot.store(0, std::memory_order_relaxed);
+                    }
+                  }
+                }
+              });
 }
 
 void NvmTier::recover() {
   const std::uint64_t begun_ns = monotonic_ns();
+  RegionLog::Adopted found;
   if (state_.kept()) {
-    const RegionLog::Adopted adopted = log_.adopt(index_);
+    found = log_.adopt(index_);
     report_.nvm = "kept";
-    report_.nvm_items = adopted.items;
-    report_.nvm_dropped = adopted.dropped;
+  } else if (rebuilds_) {
+    RebuildPlan plan;
+    plan.set_id = set_id_;
+    plan.now = ticks_.now();
+    plan.drop_expiring = start_.found->clock_doubt && !persist_.keep_on_clock_doubt;
+    plan.journal = journal_entries_;
+    plan.progress = start_.progress;
+    found = log_.rebuild(plan, index_);
+    report_.nvm = "rebuilt";
+    if (plan.drop_expiring) report_.nvm_reason = "the time of day is before the last heartbeat's";
   } else {
-    if (memory_kept_) {
-      // What these entries point at is not known any more.
-      in_parallel(index_.bucket_count(), kBucketsPerThreadLeast,
-                  [&](std::uint64_t begin, std::uint64_t end) {
-                    for (std::uint64_t number = begin; number < end; ++number) {
-                      for (Slot& slot : index_.bucket(number).slots) {
-                        if (Entry(slot.load(std::memory_order_relaxed)).on_nvm()) {
-                          slot.store(0, std::memory_order_relaxed);
-                        }
-                      }
-                    }
-                  });
-    }
+    // What these entries point at is not known any more.
+    if (start_.memory_kept) drop_all_entries();
     log_.start_anew();
     report_.nvm = not_kept_.empty() ? "new" : "empty";
     report_.nvm_reason = not_kept_;
   }
+  report_.nvm_items = found.items;
+  report_.nvm_dropped = found.dropped;
+  journal_entries_ = {};
+  if (persist_.enabled()) {
+    writer_.beats_from(start_.found ? start_.found->sequence : 0);
+    keep_journal();
+    if (!writer_.beat(journal_ != nullptr ? SetState::Journaled : SetState::Serving)) {
+      throw std::system_error(EIO, std::system_category(),
+                              "an nvm device does not take what says that it is in use");
+    }
+  }
   report_.nvm_ms = static_cast<double>(monotonic_ns() - begun_ns) * 1e-6;
+}
+
+// A journal begins with nothing, so the regions' lists are made exact first.
+void NvmTier::keep_journal() {
+  if (persist_.durability == DurabilityKind::DropNvm) return;
+  if (!writer_.make_exact(~std::uint64_t{0})) {
+    throw std::system_error(EIO, std::system_category(),
+                            "an nvm device does not take its regions' lists");
+  }
+  JournalOptions options;
+  options.mode = persist_.durability;
+  options.window_ms = persist_.durability_window_ms;
+  journal_ = Journal::start(journal_path_, set_id_, options, [this](const JournalEntry& entry) {
+    return log_.still_matters(entry);
+  });
+  log_.keep_journal(journal_.get());
+}
+
+void NvmTier::settle_writes() {
+  if (journal_ == nullptr) return;
+  const bool kept = !journal_->failed() && (persist_.durability != DurabilityKind::Sync ||
+                                            journal_->wait_durable(journal_->tail()));
+  if (!kept) writer_.no_journal();
+}
+
+bool NvmTier::shutdown(std::uint64_t deadline_ns) {
+  log_.seal_all();
+  while (!log_.all_written() && monotonic_ns() < deadline_ns) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  const bool written = log_.all_written();
+  writer_.stop();
+  if (!written || !writer_.make_exact(deadline_ns)) return false;
+  FC_SEQUENCE_POINT("nvm:clean_mark");
+  return writer_.beat(SetState::Clean);
 }
 
 NvmTier::~NvmTier() {

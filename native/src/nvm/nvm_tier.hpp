@@ -8,11 +8,14 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/ticks.hpp"
 #include "feature_cache/counters.hpp"
+#include "nvm/heartbeat.hpp"
+#include "nvm/journal.hpp"
 #include "nvm/read_queue.hpp"
 #include "nvm/region_writer.hpp"
 
@@ -24,9 +27,11 @@ std::vector<std::shared_ptr<NvmDevice>> open_devices(NvmConfig& config);
 
 // What a start knows of the one before.
 struct NvmStart {
-  std::string state_path;       // of the shared file; empty: nothing outlives the process
-  std::uint64_t memory_id = 0;  // of the arena
-  bool memory_kept = false;     // the index is an earlier one's
+  std::string state_path;         // of the shared file; empty: nothing outlives the process
+  std::uint64_t memory_id = 0;    // of the arena
+  bool memory_kept = false;       // the index is an earlier one's
+  std::optional<FoundSet> found;  // what the devices say of themselves
+  std::string not_found;          // why they say nothing
   StartReport* report = nullptr;
   RecoveryProgress* progress = nullptr;
 };
@@ -44,9 +49,13 @@ class NvmTier final : public LowerTier {
   void follow_incarnation(NamespaceIndex ns, std::atomic<std::uint16_t>& incarnation) {
     log_.ns(ns).incarnation = &incarnation;
   }
-  // Takes over what there is; before start().
+  // Takes over what there is, and has the devices say that they are in use; before start(). Throws
+  // std::system_error when they cannot, or for a journal that cannot be kept.
   void recover();
   void start() { writer_.start(); }
+  // The orderly end, after all reads and writes: all that is in memory goes to the devices, and
+  // they say exactly what is valid. False: not all of it, by the deadline or an error.
+  bool shutdown(std::uint64_t deadline_ns);
   // Ends what waits and waits for what is under way; no read may be asked for from here on but by
   // those that end.
   void stop_reads();
@@ -61,7 +70,9 @@ class NvmTier final : public LowerTier {
       log_.ns(row.ns.load(std::memory_order_relaxed)).dropped_by_tag.add();
     }
     log_.forget(entry);
+    log_.invalidated(entry);
   }
+  void settle_writes() override;
   Where locate(Entry entry, std::uint16_t incarnation, LowerRecord& record) noexcept override;
   void unpin(Entry entry) noexcept override;
   std::uint64_t generation(Entry entry) const noexcept override {
@@ -85,20 +96,28 @@ class NvmTier final : public LowerTier {
   std::vector<Superblock> look_at_devices();
   std::uint64_t settle_set();
   void write_superblocks();
+  void drop_all_entries();
+  bool can_rebuild();
+  void keep_journal();
 
   Regions regions_;
   const Ticks& ticks_;
   Index& index_;
   StartReport& report_;
   StartReport no_report_;
-  const bool memory_kept_;
+  const PersistConfig persist_;
+  const std::string journal_path_;
+  const NvmStart start_;
   std::string not_kept_;  // why
+  bool rebuilds_ = false;
+  std::vector<JournalEntry> journal_entries_;  // of the life before
   State state_;
   const std::uint64_t index_slots_;
   std::vector<std::string> contents_;  // by device: what was found there
   std::uint64_t set_id_ = 0;
   RegionLog log_;
   ReadCounters reads_;
+  std::unique_ptr<Journal> journal_;  // null: none is kept
   RegionWriter writer_;
   std::vector<std::unique_ptr<ReadQueue>> queues_;  // one a device
 };

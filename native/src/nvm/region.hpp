@@ -34,14 +34,15 @@ struct alignas(64) Region {
   std::atomic<std::uint16_t> incarnation{0};
   std::atomic<NamespaceIndex> ns{kNoNamespace};
   std::atomic<RegionState> state{RegionState::Free};
-  std::uint8_t on_device = 0;   // this generation was written whole
-  std::uint8_t has_header = 0;  // the device may hold a valid header, of whatever generation
-  std::uint8_t reserved = 0;
-  std::uint32_t used = 0;    // guarded by its namespace's lock while Open, then constant
-  Tick last_expiry = 0;      // likewise; ~0: holds an item that does not expire
-  std::uint32_t listed = 0;  // records that its list on the device names
+  std::uint8_t on_device = 0;  // this generation was written whole
+  std::uint32_t used = 0;      // guarded by its namespace's lock while Open, then constant
+  Tick last_expiry = 0;        // likewise; ~0: holds an item that does not expire
+  Tick first_expiry = kNever;  // likewise; of those that expire
+  std::uint32_t listed = 0;    // records that its list on the device names
+  // Whose header is on the device, while another one is being written this or that; 0: none.
+  std::atomic<std::uint64_t> device_generation{0};
 };
-static_assert(sizeof(Region) == 64);
+static_assert(sizeof(Region) == 128);
 static_assert(sizeof(Region) <= layout::kRegionTableBytes);
 
 }  // namespace fc::nvm

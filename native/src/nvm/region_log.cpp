@@ -162,6 +162,10 @@ Demotion RegionLog::append(const DemotedRecord& record, bool reinsertion, Tick n
     offset = row.used;
     row.used += static_cast<std::uint32_t>(bytes);
     row.last_expiry = record.expiry == kNever ? kForever : std::max(row.last_expiry, record.expiry);
+    if (record.expiry != kNever &&
+        (row.first_expiry == kNever || record.expiry < row.first_expiry)) {
+      row.first_expiry = record.expiry;
+    }
     row.writers.fetch_add(1, std::memory_order_relaxed);
     buffer = row.buffer.load(std::memory_order_relaxed);
     ns.hashes.push_back(record.hash);
@@ -202,6 +206,41 @@ void RegionLog::forget(Entry entry) noexcept {
                                                                        std::memory_order_relaxed);
 }
 
+void RegionLog::invalidated(Entry entry) noexcept {
+  if (journal_ == nullptr) return;
+  const std::uint32_t region = regions_.region_of(entry);
+  journal_->append(
+      JournalEntry::record(region, regions_.at(region).generation.load(std::memory_order_relaxed),
+                           regions_.offset_in_region(entry)));
+}
+
+void RegionLog::region_gone(std::uint32_t region) noexcept {
+  if (journal_ == nullptr) return;
+  journal_->append(JournalEntry::region_gone(
+      region, regions_.at(region).generation.load(std::memory_order_relaxed)));
+}
+
+// While the region is what the entry speaks of, in memory or on the device.
+bool RegionLog::still_matters(const JournalEntry& entry) const noexcept {
+  if (entry.kind() == JournalEntry::Kind::Flush) return true;
+  if (entry.region() >= regions_.count()) return false;
+  const Region& row = regions_.at(entry.region());
+  return row.generation.load(std::memory_order_acquire) == entry.generation() ||
+         row.device_generation.load(std::memory_order_acquire) == entry.generation();
+}
+
+void RegionLog::seal_all() {
+  for (const auto& ns : namespaces_) {
+    const std::lock_guard lock(ns->mutex);
+    if (ns->open != kNoRegion) seal_locked(*ns);
+  }
+}
+
+bool RegionLog::all_written() {
+  const std::lock_guard pool(pool_mutex_);
+  return to_write_.empty() && writing_.load(std::memory_order_relaxed) == 0;
+}
+
 bool RegionLog::has_room_locked(const LogNamespace& ns, std::size_t bytes) const noexcept {
   return regions_.at(ns.open).used + bytes + list_bytes(ns.hashes.size() + 1) +
              sizeof(RegionTrailer) <=
@@ -236,6 +275,7 @@ Refusal RegionLog::open_locked(LogNamespace& ns, NamespaceIndex index, std::uint
   row.items.store(0, std::memory_order_relaxed);
   row.used = sizeof(RegionHeader);
   row.last_expiry = 0;
+  row.first_expiry = kNever;
   row.state.store(RegionState::Open, std::memory_order_release);
   row.buffer.store(state_.buffer(buffer), std::memory_order_release);
   ns.used_regions.fetch_add(1, std::memory_order_relaxed);
@@ -275,6 +315,7 @@ void RegionLog::flush(NamespaceIndex index) {
     doomed_.push_back(region);
     return true;
   });
+  if (journal_ != nullptr) journal_->append(JournalEntry::flush(ns.seed, next_generation_));
   woken_ = true;
   work_.notify_one();
 }
@@ -457,6 +498,7 @@ std::vector<std::uint32_t> RegionLog::doom_device(std::size_t device) {
   });
   for (const std::uint32_t region : lost) {
     regions_.at(region).state.store(RegionState::Emptying, std::memory_order_release);
+    region_gone(region);
   }
   return lost;
 }

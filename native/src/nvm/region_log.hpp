@@ -20,9 +20,11 @@
 
 #include "core/counter.hpp"
 #include "core/epoch.hpp"
+#include "feature_cache/recovery.hpp"
 #include "index/index.hpp"
 #include "index/lower_tier.hpp"
 #include "nvm/admission.hpp"
+#include "nvm/journal.hpp"
 #include "nvm/regions.hpp"
 #include "nvm/state.hpp"
 
@@ -92,6 +94,15 @@ struct WriteJob {
   std::vector<std::uint32_t> offsets;
 };
 
+// What a rebuild believes and what not.
+struct RebuildPlan {
+  std::uint64_t set_id = 0;
+  Tick now = 0;
+  bool drop_expiring = false;  // the clock is in doubt
+  std::span<const JournalEntry> journal;
+  RecoveryProgress* progress = nullptr;
+};
+
 class RegionLog {
  public:
   RegionLog(const EngineConfig& config, const Geometry& geometry, Regions& regions, State& state,
@@ -112,6 +123,9 @@ class RegionLog {
   // Makes rows, lists and index agree, however that process ended: what the index points at is what
   // there is. May be cut off and repeated.
   Adopted adopt(Index& index);
+  // The same from the regions' own lists, where there is no index: what they name and `journal`
+  // does not call invalid.
+  Adopted rebuild(const RebuildPlan& plan, Index& index);
   // Every region free, once no entry points into any.
   void start_anew();
 
@@ -121,6 +135,17 @@ class RegionLog {
   Demotion append(const DemotedRecord& record, bool reinsertion, Tick now, std::uint64_t now_ns);
   void published(const Demotion& demotion, bool indexed) noexcept;
   void forget(Entry entry) noexcept;
+  // ---- the journal of what the devices hold but must not be found again; null: none is kept ----
+  void keep_journal(Journal* journal) noexcept { journal_ = journal; }
+  // An entry was taken out of the index, its record stays on the device.
+  void invalidated(Entry entry) noexcept;
+  // All of a region's records are, or are about to be, somewhere else or nowhere.
+  void region_gone(std::uint32_t region) noexcept;
+  bool still_matters(const JournalEntry& entry) const noexcept;
+  // Seals every open region, so that all are written.
+  void seal_all();
+  // No region is full and not on the device yet.
+  bool all_written();
   // The namespace has a new incarnation: dooms every region that it had before.
   void flush(NamespaceIndex index);
 
@@ -179,8 +204,11 @@ class RegionLog {
   bool points_well(Entry entry, const std::vector<Use>& uses) const noexcept;
   bool is_in_buffer(Index& index, Entry entry, std::uint64_t bucket, std::uint64_t* hash) const;
   void queue_up(const std::vector<Use>& uses, std::vector<WriteJob>& jobs);
+  // region_rebuild.cpp
+  class Rebuild;
 
   Regions& regions_;
+  Journal* journal_ = nullptr;  // fixed before there are other threads
   State& state_;
   EpochManager& epochs_;
   const std::size_t spare_buffers_;

@@ -12,6 +12,7 @@ namespace {
 constexpr std::size_t kChunkBytes = std::size_t{512} << 10;  // small enough that reads get between
 constexpr std::size_t kChunksAtOnce = 4;
 constexpr std::uint64_t kIdleWaitMs = 50;
+constexpr std::uint64_t kBeatNs = 5'000'000'000;
 constexpr std::uint32_t kKeptShare = 2;  // of a region's bytes that may be kept: a half
 
 constexpr std::size_t round_up(std::size_t bytes) noexcept {
@@ -76,6 +77,10 @@ Superblock make_superblock(const Regions& regions, std::uint64_t set_id, std::si
 }
 
 RegionWriter::~RegionWriter() {
+  stop();
+}
+
+void RegionWriter::stop() {
   stop_.store(true, std::memory_order_release);
   log_.wake();
   if (thread_.joinable()) thread_.join();
@@ -88,6 +93,7 @@ void RegionWriter::start() {
 void RegionWriter::run() {
   while (!stop_.load(std::memory_order_acquire)) {
     see_to_devices();
+    if (beats_ && monotonic_ns() - beaten_ns_ > kBeatNs) (void)beat(set_state_.load());
     RegionLog::Work work = log_.next_work(ticks_.now(), 0);
     if (!work.write && !work.empty) {
       idle_.store(true, std::memory_order_release);
@@ -154,30 +160,16 @@ bool RegionWriter::write_to_device(std::uint32_t region, const WriteJob& job) {
   header.checksum = header.sum();
   std::memcpy(data, &header, sizeof(header));
 
-  RegionTrailer trailer{};
-  trailer.magic = kTrailerMagic;
-  trailer.generation = header.generation;
-  trailer.records = static_cast<std::uint32_t>(job.hashes.size());
-  trailer.used_bytes = row.used;
-  const std::size_t list = list_bytes(job.hashes.size());
-  const std::size_t list_begin = size - sizeof(trailer) - list;
-  FC_CHECK(row.used <= list_begin);
-  std::byte* at = data + list_begin;
-  std::memset(at, 0, list);
-  std::memcpy(at, job.hashes.data(), job.hashes.size() * sizeof(std::uint64_t));
-  std::memcpy(at + job.hashes.size() * sizeof(std::uint64_t), job.offsets.data(),
-              job.offsets.size() * sizeof(std::uint32_t));
-  trailer.list_checksum = XXH3_64bits_withSeed(at, list, header.generation);
-  trailer.checksum = trailer.sum();
-  std::memcpy(data + size - sizeof(trailer), &trailer, sizeof(trailer));
-
+  const std::size_t list_begin = write_list(region, data, job.hashes, job.offsets);
+  row.listed = static_cast<std::uint32_t>(job.hashes.size());
+  std::uint64_t none = 0;
+  row.device_generation.compare_exchange_strong(none, header.generation);
   const std::uint64_t offset = regions_.offset_of(region);
-  row.listed = trailer.records;
-  row.has_header = 1;
   // The header goes first, alone: from here on the region's earlier life is over.
   std::memcpy(first_block_.get(), &header, sizeof(header));
   auto first = chunks(IoRequest::Kind::Write, offset, first_block_.get(), kBlockBytes);
   if (!transfer(device, first)) return false;
+  row.device_generation.store(header.generation, std::memory_order_release);
   FC_SEQUENCE_POINT("nvm:header_written");
   const std::size_t used_end = round_up(row.used);
   const std::size_t tail_begin = round_down(list_begin);
@@ -192,9 +184,37 @@ bool RegionWriter::write_to_device(std::uint32_t region, const WriteJob& job) {
   return transfer(device, parts);
 }
 
+// Writes list and trailer to the end of the region at `data`; returns where the list begins.
+std::size_t RegionWriter::write_list(std::uint32_t region, std::byte* data,
+                                     const std::vector<std::uint64_t>& hashes,
+                                     const std::vector<std::uint32_t>& offsets) {
+  const Region& row = regions_.at(region);
+  const std::size_t size = regions_.region_bytes();
+  RegionTrailer trailer{};
+  trailer.magic = kTrailerMagic;
+  trailer.generation = row.generation.load(std::memory_order_relaxed);
+  trailer.records = static_cast<std::uint32_t>(hashes.size());
+  trailer.used_bytes = row.used;
+  trailer.last_expiry = row.last_expiry;
+  trailer.first_expiry = row.first_expiry;
+  const std::size_t list = list_bytes(hashes.size());
+  const std::size_t list_begin = size - sizeof(trailer) - list;
+  FC_CHECK(row.used <= list_begin);
+  std::byte* at = data + list_begin;
+  std::memset(at, 0, list);
+  std::memcpy(at, hashes.data(), hashes.size() * sizeof(std::uint64_t));
+  std::memcpy(at + hashes.size() * sizeof(std::uint64_t), offsets.data(),
+              offsets.size() * sizeof(std::uint32_t));
+  trailer.list_checksum = XXH3_64bits_withSeed(at, list, trailer.generation);
+  trailer.checksum = trailer.sum();
+  std::memcpy(data + size - sizeof(trailer), &trailer, sizeof(trailer));
+  return list_begin;
+}
+
 // A region that does not get to the device: flushed, expired, or the device fails.
 void RegionWriter::drop_unwritten(const WriteJob& job) {
   LogNamespace& ns = log_.ns(regions_.at(job.region).ns.load(std::memory_order_relaxed));
+  log_.region_gone(job.region);
   for (std::size_t i = 0; i < job.hashes.size(); ++i) {
     const Place place = index_.place_of(job.hashes[i]);
     const std::uint64_t location =
@@ -216,6 +236,9 @@ void RegionWriter::drop_unwritten(const WriteJob& job) {
 void RegionWriter::empty(std::uint32_t region, bool keep_hits) {
   Region& row = regions_.at(region);
   row.state.store(RegionState::Emptying, std::memory_order_release);
+  // Before anything of it is appended again: a later delete of that copy must not bring this one
+  // back.
+  log_.region_gone(region);
   std::vector<ListedRecord> list;
   std::vector<Kept> kept;
   if (row.items.load(std::memory_order_relaxed) != 0) {
@@ -457,6 +480,75 @@ bool RegionWriter::transfer(std::size_t device, std::span<IoRequest> requests, b
     }
   }
   return good;
+}
+
+// ---- what outlives memory
+// -------------------------------------------------------------------------
+
+bool RegionWriter::beat(SetState state) {
+  Heartbeat heartbeat;
+  heartbeat.set_id = options_.set_id;
+  heartbeat.sequence = ++beat_sequence_;
+  heartbeat.state = state;
+  heartbeat.tick = ticks_.now();
+  heartbeat.wall_ms = wall_now_ms();
+  heartbeat.boot_ms = ticks_.clock_ms();
+  const std::string boot = boot_id();
+  std::copy_n(boot.begin(), std::min(boot.size(), heartbeat.boot_id.size()),
+              heartbeat.boot_id.begin());
+  heartbeat.checksum = heartbeat.sum();
+  bool good = true;
+  for (const auto& queue : queues_) good = write_heartbeat(*queue, heartbeat) && good;
+  set_state_.store(state);
+  beaten_ns_ = monotonic_ns();
+  return good;
+}
+
+bool RegionWriter::make_exact(std::uint64_t deadline_ns) {
+  for (std::uint32_t r = 0; r < regions_.count(); ++r) {
+    Region& row = regions_.at(r);
+    const NamespaceIndex ns = row.ns.load(std::memory_order_relaxed);
+    const bool valid = row.state.load(std::memory_order_relaxed) == RegionState::Sealed &&
+                       row.on_device != 0 &&
+                       row.incarnation.load(std::memory_order_relaxed) ==
+                           log_.ns(ns).incarnation->load(std::memory_order_acquire);
+    const std::uint32_t items = row.items.load(std::memory_order_relaxed);
+    if (valid && items != 0 && items == row.listed) continue;
+    if (monotonic_ns() > deadline_ns) return false;
+    FC_SEQUENCE_POINT("nvm:trimming");
+    if (valid && items != 0 && trim(r)) continue;
+    if (row.device_generation.load(std::memory_order_relaxed) == 0) continue;
+    std::memset(first_block_.get(), 0, kBlockBytes);
+    auto header =
+        chunks(IoRequest::Kind::Write, regions_.offset_of(r), first_block_.get(), kBlockBytes);
+    if (!transfer(regions_.device_of(r), header)) return false;
+    row.device_generation.store(0, std::memory_order_relaxed);
+  }
+  return true;
+}
+
+// Writes a region's list anew, without what the index does not hold any more. A write that is cut
+// off leaves a list that does not fit its checksum: nothing of the region is found then.
+bool RegionWriter::trim(std::uint32_t region) {
+  std::vector<ListedRecord> list;
+  if (!read_listed(region, list)) return false;
+  std::vector<std::uint64_t> hashes;
+  std::vector<std::uint32_t> offsets;
+  for (const ListedRecord& record : list) {
+    const Place place = index_.place_of(record.hash);
+    const PairLock pair(index_, place);
+    if (index_.find_nvm_locked(place, regions_.location(region, record.offset)) == nullptr)
+      continue;
+    hashes.push_back(record.hash);
+    offsets.push_back(static_cast<std::uint32_t>(record.offset / layout::kNvmRecordAlignment));
+  }
+  const std::size_t size = regions_.region_bytes();
+  const std::size_t from = round_down(write_list(region, scratch_.get(), hashes, offsets));
+  auto tail = chunks(IoRequest::Kind::Write, regions_.offset_of(region) + from,
+                     scratch_.get() + from, size - from);
+  if (!transfer(regions_.device_of(region), tail)) return false;
+  regions_.at(region).listed = static_cast<std::uint32_t>(hashes.size());
+  return true;
 }
 
 }  // namespace fc::nvm

@@ -22,7 +22,9 @@
 
 #include "core/ticks.hpp"
 #include "index/index.hpp"
+#include "nvm/heartbeat.hpp"
 #include "nvm/region_log.hpp"
+#include "persist/shared_file.hpp"
 
 namespace fc::nvm {
 
@@ -47,6 +49,20 @@ class RegionWriter {
   RegionWriter& operator=(const RegionWriter&) = delete;
 
   void start();
+  // Ends the thread; what is not written yet stays as it is.
+  void stop();
+  // Before start(), or after stop(): writes of which state the devices are, and has them keep it.
+  // False: one of them did not. While the thread runs, it says so again now and then.
+  bool beat(SetState state);
+  void beats_from(std::uint64_t sequence) noexcept {
+    beat_sequence_ = sequence;
+    beats_ = true;
+  }
+  // The journal has ended: the thread says so.
+  void no_journal() noexcept { set_state_.store(SetState::Serving); }
+  // Before start(), or after stop(): makes the regions' lists say exactly what the index holds, and
+  // whatever else is on the devices not be found. False: not all, by the deadline or an error.
+  bool make_exact(std::uint64_t deadline_ns);
   Superblock superblock_of(std::size_t device) const {
     return make_superblock(regions_, options_.set_id, device);
   }
@@ -62,6 +78,10 @@ class RegionWriter {
   void run();
   void write(WriteJob& job);
   bool write_to_device(std::uint32_t region, const WriteJob& job);
+  std::size_t write_list(std::uint32_t region, std::byte* data,
+                         const std::vector<std::uint64_t>& hashes,
+                         const std::vector<std::uint32_t>& offsets);
+  bool trim(std::uint32_t region);
   void leave_out_unindexed(WriteJob& job);
   void drop_unwritten(const WriteJob& job);
   void empty(std::uint32_t region, bool keep_hits);
@@ -92,6 +112,10 @@ class RegionWriter {
   std::vector<std::unique_ptr<IoQueue>> queues_;          // one a device
   std::vector<bool> lost_;                                // by device: its entries are gone
   std::vector<std::uint64_t> probed_ns_;                  // by device
+  bool beats_ = false;                                    // fixed before the thread starts
+  std::uint64_t beat_sequence_ = 0;
+  std::uint64_t beaten_ns_ = 0;
+  std::atomic<SetState> set_state_{SetState::Serving};
   std::atomic<bool> stop_{false};
   std::atomic<bool> idle_{false};
   std::thread thread_;  // last: it uses the rest
