@@ -169,6 +169,8 @@ class Load:
                 self.flush(rng.choice(self.namespaces).name, admin, counts)
         except (Unavailable, DaemonUnreachable):
             raise
+        except RequestRefused:
+            counts["refused flushes"] += 1  # it is stopping
         except FeatureCacheError as error:
             # Without an acknowledgement, so possible to the model: calls that a drain cuts off.
             if isinstance(error, InvalidRequest):
