@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,7 @@ _METRICS = {
             "Zipf trace through a store: the first 10 s after a restart, the worse of both kinds",
             bar=0.99,
         ),
-        Metric("nvm_rebuild", "index entries from the regions' lists, one core", bar=0.5),
+        Metric("nvm_rebuild", "index entries from the regions' lists, one core; 4 M/s, or 0.5x"),
         Metric(
             "persist_cost", "batches of 1,000 gets, Zipf 0.99, from memory that persists", bar=0.97
         ),
@@ -69,6 +69,9 @@ _METRICS = {
 }
 _OF_CONTENT = ("exec_to_first_hit_s", "adopt_clean_ms", "adopt_killed_ms", "survivors")
 _NATIVE = ("persist_cost", "persist_cost_put", "nvm_rebuild")
+# Of the rebuild: enough, whatever a bare loop does; below it, the share of that loop which must be.
+_REBUILT_A_SECOND = 4_000_000
+_REBUILT_SHARE = 0.5
 _NATIVE_UNITS = {
     "persist_cost": ("keys/s", "the same engine on memory of its own"),
     "persist_cost_put": ("puts/s", "the same engine on memory of its own"),
@@ -317,7 +320,10 @@ def _native(metrics: Sequence[str], size: _Size, shared: SharedMemory) -> Iterat
                 key: float(f"{number:.4g}") for key, number in medians.items()
             }
             extra |= {"ratio_min": round(min(ratios), 3), "ratio_max": round(max(ratios), 3)}
-            yield _figure(name, value, unit, extra, peer=(peer, peer_value))
+            figure = _figure(name, value, unit, extra, peer=(peer, peer_value))
+            if name == "nvm_rebuild" and value < _REBUILT_A_SECOND:
+                figure = replace(figure, bar=_REBUILT_SHARE)
+            yield figure
 
 
 def _check_memory(wanted: int) -> None:
