@@ -42,7 +42,13 @@ def settings(shared: Path, tmp_path: Path) -> dict[str, Any]:
             "region_size": "64KiB",
             "read_memory": "4MiB",
         },
-        "namespaces": {"pin": {"nvm": {"budget": "100%"}, "domains": {"main": {"budget": "5MiB"}}}},
+        # Nothing is promoted: what is counted as on NVM stays there.
+        "namespaces": {
+            "pin": {
+                "nvm": {"budget": "100%", "promotion": "never"},
+                "domains": {"main": {"budget": "5MiB"}},
+            }
+        },
         "persist": {"dir": str(shared), "name": "e2e"},
         "drain_timeout": "10s",
     }
