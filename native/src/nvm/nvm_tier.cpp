@@ -241,7 +241,10 @@ void NvmTier::recover() {
   if (persist_.enabled()) {
     writer_.beats_from(start_.found ? start_.found->sequence : 0);
     keep_journal();
-    if (!writer_.beat(journal_ != nullptr ? SetState::Journaled : SetState::Serving)) {
+    const SetState state = journal_ != nullptr ? SetState::Journaled : SetState::Serving;
+    writer_.serves_as(state);
+    // Twice: into both places, whatever an earlier life left in the other one.
+    if (!writer_.beat(state) || !writer_.beat(state)) {
       throw std::system_error(EIO, std::system_category(),
                               "an nvm device does not take what says that it is in use");
     }

@@ -93,7 +93,9 @@ void RegionWriter::start() {
 void RegionWriter::run() {
   while (!stop_.load(std::memory_order_acquire)) {
     see_to_devices();
-    if (beats_ && monotonic_ns() - beaten_ns_ > kBeatNs) (void)beat(set_state_.load());
+    if (beats_ && (beat_now_.exchange(false) || monotonic_ns() - beaten_ns_ > kBeatNs)) {
+      (void)beat(set_state_.load());
+    }
     RegionLog::Work work = log_.next_work(ticks_.now(), 0);
     if (!work.write && !work.empty) {
       idle_.store(true, std::memory_order_release);
@@ -499,9 +501,14 @@ bool RegionWriter::beat(SetState state) {
   heartbeat.checksum = heartbeat.sum();
   bool good = true;
   for (const auto& queue : queues_) good = write_heartbeat(*queue, heartbeat) && good;
-  set_state_.store(state);
   beaten_ns_ = monotonic_ns();
   return good;
+}
+
+void RegionWriter::no_journal() noexcept {
+  if (set_state_.exchange(SetState::Serving) == SetState::Serving) return;
+  beat_now_.store(true);
+  log_.wake();
 }
 
 bool RegionWriter::make_exact(std::uint64_t deadline_ns) {

@@ -58,8 +58,9 @@ class RegionWriter {
     beat_sequence_ = sequence;
     beats_ = true;
   }
+  void serves_as(SetState state) noexcept { set_state_.store(state); }
   // The journal has ended: the thread says so.
-  void no_journal() noexcept { set_state_.store(SetState::Serving); }
+  void no_journal() noexcept;
   // Before start(), or after stop(): makes the regions' lists say exactly what the index holds, and
   // whatever else is on the devices not be found. False: not all, by the deadline or an error.
   bool make_exact(std::uint64_t deadline_ns);
@@ -116,6 +117,7 @@ class RegionWriter {
   std::uint64_t beat_sequence_ = 0;
   std::uint64_t beaten_ns_ = 0;
   std::atomic<SetState> set_state_{SetState::Serving};
+  std::atomic<bool> beat_now_{false};
   std::atomic<bool> stop_{false};
   std::atomic<bool> idle_{false};
   std::thread thread_;  // last: it uses the rest
