@@ -252,6 +252,7 @@ class NvmRestartModel : public NvmReboot, public ::testing::WithParamInterface<D
 TEST_P(NvmRestartModel, NothingIsWrongAndNothingComesBack) {
   std::mt19937_64 random(seed_of(71));
   config_.persist.durability = GetParam();
+  for (NamespaceConfig& of : config_.namespaces) of.domains[0].budget_bytes = 96 * kKiB;
   std::array<std::unordered_map<std::string, std::string>, 2> model;
   const std::array<const char*, 2> names{"pin", "user"};
   start();

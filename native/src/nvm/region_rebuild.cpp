@@ -106,17 +106,18 @@ class RegionLog::Rebuild {
   template <class Body>
   void for_each_region(Body&& body) {
     std::atomic<std::uint32_t> next{0};
-    const auto work = [&] {
-      Reader reader(regions_);
+    const auto work = [&](Reader& reader) {
       for (std::uint32_t r = next.fetch_add(1); r < regions_.count(); r = next.fetch_add(1)) {
         body(reader, r);
         if (plan_.progress != nullptr) plan_.progress->add(1);
       }
     };
     const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1u, kThreadsMost);
+    std::vector<std::unique_ptr<Reader>> readers;
+    for (unsigned t = 0; t < threads; ++t) readers.push_back(std::make_unique<Reader>(regions_));
     std::vector<std::thread> others;
-    for (unsigned t = 1; t < threads; ++t) others.emplace_back(work);
-    work();
+    for (unsigned t = 1; t < threads; ++t) others.emplace_back([&, t] { work(*readers[t]); });
+    work(*readers[0]);
     for (std::thread& other : others) other.join();
   }
 
