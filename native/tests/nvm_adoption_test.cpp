@@ -130,6 +130,20 @@ TEST_F(NvmAdoption, TheTierTakenAwayLeavesNoEntryBehind) {
   }
 }
 
+TEST_F(NvmAdoption, RegionsKeepTheirSizeWhereTheConfigLeavesItOpen) {
+  config_.nvm.region_bytes = 0;
+  start();
+  fill("pin", 0, 2000);
+  const std::array<int, 2> before = count("pin", 0, 2000);
+  ASSERT_GT(before[1], 0);
+  ASSERT_TRUE(engine_->shutdown());
+  config_.namespaces[1].nvm.budget_bytes += 2 * kRegionBytes;
+  config_.namespaces[0].nvm.budget_bytes += kRegionBytes;
+  start();
+  EXPECT_EQ(report().nvm, "kept") << report().nvm_reason;
+  EXPECT_EQ(count("pin", 0, 2000)[1], before[1]);
+}
+
 TEST_F(NvmAdoption, ANamespaceThatIsGoneGivesItsRegionsBack) {
   start();
   fill("pin", 0, 2000);

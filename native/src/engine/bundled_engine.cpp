@@ -120,8 +120,7 @@ class BundledEngine final : public Engine {
  public:
   BundledEngine(const EngineConfig& asked, const Clock& clock, bool background,
                 std::vector<std::shared_ptr<NvmDevice>> devices, RecoveryProgress* progress)
-      : config_(with_sizes(asked, devices)),
-        found_(find_set(devices, clock)),
+      : config_(prepare(asked, devices, clock)),
         dram_(config_, clock, report_, found_ ? std::optional(found_->tick) : std::nullopt,
               progress) {
     if (!devices.empty()) {
@@ -218,11 +217,22 @@ class BundledEngine final : public Engine {
   }
 
  private:
-  // What the devices say of themselves, asked before the memory is: its time goes on from theirs.
-  std::optional<nvm::FoundSet> find_set(const std::vector<std::shared_ptr<NvmDevice>>& devices,
-                                        const Clock& clock) {
-    if (!config_.persist.enabled() || devices.empty()) return std::nullopt;
-    return nvm::find_set(devices, nvm::wall_now_ms(), clock.now_ms(), boot_id(), not_found_);
+  // What the devices say of themselves is asked before the memory is planned: its time goes on from
+  // theirs, and regions that are there keep their size where the config leaves it open.
+  EngineConfig prepare(const EngineConfig& asked, std::vector<std::shared_ptr<NvmDevice>>& devices,
+                       const Clock& clock) {
+    EngineConfig config = with_sizes(asked, devices);
+    if (!config.persist.enabled() || devices.empty()) return config;
+    found_ = nvm::find_set(devices, nvm::wall_now_ms(), clock.now_ms(), boot_id(), not_found_);
+    if (found_ && config.nvm.region_bytes == 0) {
+      const bool fits = std::all_of(
+          config.namespaces.begin(), config.namespaces.end(), [&](const NamespaceConfig& ns) {
+            return ns.nvm.budget_bytes == 0 ||
+                   ns.nvm.budget_bytes / found_->region_bytes >= layout::kMinNamespaceRegions;
+          });
+      if (fits) config.nvm.region_bytes = found_->region_bytes;
+    }
+    return config;
   }
   // As much of each namespace as its regions hold, with some to spare: what comes last must not
   // push out what came first.
@@ -289,10 +299,10 @@ class BundledEngine final : public Engine {
     }
   }
 
+  std::optional<nvm::FoundSet> found_;  // fixed with config_
+  std::string not_found_;               // why the devices say nothing
   const EngineConfig config_;
   StartReport report_;
-  std::string not_found_;  // why the devices say nothing
-  const std::optional<nvm::FoundSet> found_;
   DramTier dram_;
   std::unique_ptr<nvm::NvmTier> nvm_;   // null: DRAM alone
   std::unique_ptr<Promoter> promoter_;  // with nvm_

@@ -1,6 +1,7 @@
 #include "nvm/heartbeat.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
@@ -87,7 +88,9 @@ std::optional<FoundSet> find_set(const std::vector<std::shared_ptr<NvmDevice>>& 
       return std::nullopt;
     }
     if (superblock.magic != kSuperblockMagic || superblock.version != kFormatVersion ||
-        superblock.checksum != superblock.sum()) {
+        superblock.checksum != superblock.sum() || !std::has_single_bit(superblock.region_bytes) ||
+        superblock.region_bytes < layout::kMinRegionBytes ||
+        superblock.region_bytes > layout::kMaxRegionBytes) {
       return other("another format, or damaged");
     }
     if (superblock.device != d || superblock.devices != devices.size() ||
@@ -98,6 +101,7 @@ std::optional<FoundSet> find_set(const std::vector<std::shared_ptr<NvmDevice>>& 
     if (!found || found->set_id != superblock.set_id) return other("has no heartbeat");
     if (d == 0) {
       set.set_id = superblock.set_id;
+      set.region_bytes = superblock.region_bytes;
       set.state = found->state;
       latest = *found;
     }

@@ -50,6 +50,7 @@ std::optional<Heartbeat> read_heartbeat(NvmDevice& device);
 // What the devices of a set say together.
 struct FoundSet {
   std::uint64_t set_id = 0;
+  std::uint32_t region_bytes = 0;
   std::uint64_t sequence = 0;
   SetState state = SetState::Serving;  // of all
   Tick tick = 0;                       // now
