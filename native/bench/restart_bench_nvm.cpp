@@ -73,18 +73,19 @@ struct Bare {
   double seconds = 0;
 };
 
-// Trailers first, each in a block; then each list whole.
+// The reads of a rebuild: headers and trailers first, each in a block; then each list whole.
 Bare read_bare(const std::string& path, std::uint64_t bytes) {
   const auto device = open_device(path, bytes, {});
   const auto queue = device->make_queue(kDepth);
   const std::uint64_t regions = (bytes - layout::kNvmDataOffset) / kRegion;
-  const Block tails = block_of(regions * kBlockBytes);
+  const Block ends = block_of(2 * regions * kBlockBytes);  // both of each region
   const std::uint64_t start = monotonic_ns();
-  std::vector<IoRequest> requests(regions);
-  for (std::uint64_t r = 0; r < regions; ++r) {
-    requests[r].offset = layout::kNvmDataOffset + (r + 1) * kRegion - kBlockBytes;
-    requests[r].data = tails.get() + r * kBlockBytes;
-    requests[r].bytes = kBlockBytes;
+  std::vector<IoRequest> requests(2 * regions);
+  for (std::uint64_t i = 0; i < 2 * regions; ++i) {
+    const std::uint64_t region = layout::kNvmDataOffset + i / 2 * kRegion;
+    requests[i].offset = i % 2 == 0 ? region : region + kRegion - kBlockBytes;
+    requests[i].data = ends.get() + i * kBlockBytes;
+    requests[i].bytes = kBlockBytes;
   }
   read_all(*queue, requests);
   std::vector<nvm::ListedRecord> list;
@@ -92,10 +93,13 @@ Bare read_bare(const std::string& path, std::uint64_t bytes) {
   std::vector<nvm::RegionTrailer> trailers;
   requests.clear();
   for (std::uint64_t r = 0; r < regions; ++r) {
-    nvm::RegionTrailer trailer{};
-    const std::byte* at = tails.get() + (r + 1) * kBlockBytes - sizeof(trailer);
-    std::memcpy(static_cast<void*>(&trailer), at, sizeof(trailer));
-    if (!nvm::read_trailer(at, kRegion, trailer.generation, trailer)) continue;
+    const std::byte* at = ends.get() + 2 * r * kBlockBytes;
+    nvm::RegionHeader header;
+    std::memcpy(&header, at, sizeof(header));
+    if (header.magic != nvm::kHeaderMagic || header.checksum != header.sum()) continue;
+    nvm::RegionTrailer trailer;
+    at += 2 * kBlockBytes - sizeof(trailer);
+    if (!nvm::read_trailer(at, kRegion, header.generation, trailer)) continue;
     const std::size_t tail = nvm::list_bytes(trailer.records) + sizeof(trailer);
     const std::size_t whole = (tail + kBlockBytes - 1) / kBlockBytes * kBlockBytes;
     parts.push_back(block_of(whole));
