@@ -504,6 +504,29 @@ void NvmTier::visit(CounterVisitor& visitor) const {
                   reads_.abandoned.get());
   visitor.counter("feature_cache_nvm_checksum_errors_total",
                   "Records that were not what had been written.", {}, reads_.checksum_errors.get());
+  if (persist_.enabled()) {
+    const Label durability[] = {{"durability", durability_name(persist_.durability)}};
+    visitor.gauge("feature_cache_nvm_durability_info",
+                  "What of NVM outlives a machine that goes down without an orderly stop; 1.",
+                  durability, 1);
+  }
+  if (journal_ != nullptr) {
+    visitor.gauge("feature_cache_nvm_journal_bytes",
+                  "Size of the journal of what became invalid on NVM.", {},
+                  static_cast<double>(journal_->bytes()));
+    visitor.counter("feature_cache_nvm_journal_syncs_total",
+                    "Times the journal was written and synced.", {}, journal_->syncs());
+    visitor.counter("feature_cache_nvm_journal_rewrites_total",
+                    "Times the journal was made anew of what still matters.", {},
+                    journal_->rewrites());
+  }
+  // Without a journal, too: an alert must have something to look at.
+  const bool failed = journal_ != nullptr && journal_->failed();
+  const std::string why = failed ? journal_->reason() : std::string();
+  const Label reason[] = {{"reason", why}};
+  visitor.gauge("feature_cache_nvm_journal_failed",
+                "1 after an error of the journal's file, until the next start; why.", reason,
+                failed ? 1 : 0);
   reads_.read_seconds.visit(visitor, "feature_cache_nvm_read_seconds",
                             "From handing a read to the device to its end.", {});
   reads_.queue_seconds.visit(visitor, "feature_cache_nvm_queue_seconds",
