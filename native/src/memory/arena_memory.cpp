@@ -93,7 +93,7 @@ std::string mismatch_of(const ArenaHeader& header, const EngineConfig& config,
   for (const NamespaceConfig& ns : config.namespaces) {
     for (const DomainConfig& domain : ns.domains) {
       const std::uint64_t segments = domain.budget_bytes / geometry.segment_bytes;
-      if (static_cast<double>(segments) * kBudgetSlack < layout::kMinDomainSegments) {
+      if (segments < layout::kMinDomainSegments) {
         return "domain " + ns.name + "/" + domain.name + " is too small for segments of " +
                std::to_string(geometry.segment_bytes) + " bytes";
       }

@@ -31,7 +31,8 @@ Tick shortest_ttl_of(std::uint8_t ttl_class) noexcept {
 // What the policy remembers outlives the process where the arena has room for it.
 std::span<std::byte> hints_of(const ArenaMemory& memory, const DomainRow& row,
                               PolicyKind policy) noexcept {
-  if (row.policy != static_cast<std::uint32_t>(policy) || row.hint_offset > memory.hint_bytes() ||
+  if (row.policy != static_cast<std::uint32_t>(policy) ||
+      row.hint_offset % Entry::kCacheLine != 0 || row.hint_offset > memory.hint_bytes() ||
       row.hint_bytes > memory.hint_bytes() - row.hint_offset) {
     return {};
   }

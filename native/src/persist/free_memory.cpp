@@ -100,8 +100,8 @@ FreeMemory free_cgroup_memory(const std::string& membership, const std::string& 
     const std::size_t first = line.find(':');
     const std::size_t second = first == std::string_view::npos ? first : line.find(':', first + 1);
     if (second == std::string_view::npos) continue;
-    const std::string controllers =
-        "," + std::string(line.substr(first + 1, second - first - 1)) + ",";
+    std::string controllers(1, ',');
+    controllers.append(line.substr(first + 1, second - first - 1)).push_back(',');
     const std::string path(line.substr(second + 1));
     if (controllers == ",,") {
       limit_by_ancestors(room, root, path, kVersion2);

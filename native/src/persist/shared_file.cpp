@@ -115,9 +115,10 @@ std::string huge_option(int descriptor) {
     std::string word;
     words >> word >> word >> word;
     if (word != device) continue;
-    std::string options;
-    while (words >> word) options = word;
-    options.insert(0, ",").append(",");
+    while (words >> word) {  // the last one is the options
+    }
+    std::string options(1, ',');
+    options.append(word).push_back(',');
     const std::size_t at = options.find(",huge=");
     if (at == std::string::npos) return {};
     const std::size_t from = at + std::string_view(",huge=").size();

@@ -2,6 +2,7 @@
 // message and send ours, so that nothing is parsed or copied twice.
 
 #include <arpa/inet.h>
+#include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
@@ -260,6 +261,10 @@ class GrpcDataServer final : public DataServer {
 namespace fc {
 
 std::unique_ptr<DataServer> make_server(Node* node, const ServerConfig& config) {
+  // Held for the life of the process: the last one to let go of gRPC waits for its threads, which
+  // may sit in a poll of ten seconds.
+  static const bool held = (grpc_init(), true);
+  (void)held;
   return std::make_unique<server::GrpcDataServer>(node, config);
 }
 
