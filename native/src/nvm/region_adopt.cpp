@@ -17,6 +17,14 @@ constexpr std::uint64_t kBucketsPerThreadLeast = 1u << 14;
 
 }  // namespace
 
+// A record of a region that is in memory, as its entry and its header say.
+struct RegionLog::Buffered {
+  std::uint64_t hash = 0;
+  std::uint32_t offset = 0;
+  std::uint32_t bytes = 0;
+  Tick expiry = kNever;
+};
+
 void RegionLog::start_anew() {
   for (std::uint32_t b = state_.buffers(); b-- > 0;) free_buffers_.push_back(b);
   for (std::uint32_t r = 0; r < regions_.count(); ++r) free_[regions_.device_of(r)].push_back(r);
@@ -32,12 +40,13 @@ RegionLog::Use RegionLog::use_of(const Region& row, std::vector<bool>& buffers) 
                                      (*ns)->incarnation->load(std::memory_order_relaxed)) {
     return Use::Flushed;
   }
-  if (ns == namespaces_.end() || row.generation.load(std::memory_order_relaxed) == 0 ||
+  const std::uint64_t generation = row.generation.load(std::memory_order_relaxed);
+  if (ns == namespaces_.end() || generation - 1 >= JournalEntry::kGenerationMask ||
       row.used < sizeof(RegionHeader) || row.used > regions_.region_bytes()) {
     return Use::None;
   }
   if (state == RegionState::Sealed || state == RegionState::Emptying) {
-    return row.on_device != 0 ? Use::Device : Use::None;
+    return row.on_device != 0 && row.sealed_sum == row.sum_of_sealed() ? Use::Device : Use::None;
   }
   if (row.buffer_number >= state_.buffers() || buffers[row.buffer_number]) return Use::None;
   buffers[row.buffer_number] = true;
@@ -54,6 +63,10 @@ std::vector<RegionLog::Use> RegionLog::classify() {
     row.writers.store(0, std::memory_order_relaxed);
     row.items.store(0, std::memory_order_relaxed);
     row.buffer.store(nullptr, std::memory_order_relaxed);
+    if (row.device_sum != row.sum_of_device()) {
+      row.set_device_generation(kUnknownGeneration);
+      row.set_listed(kUnknownRecords);
+    }
     if (uses[r] == Use::Buffer) {
       row.buffer.store(state_.buffer(row.buffer_number), std::memory_order_relaxed);
     }
@@ -73,28 +86,49 @@ bool RegionLog::points_well(Entry entry, const std::vector<Use>& uses) const noe
 
 // A record that is still in memory can be looked at: it must be whole, and its key's entry here.
 bool RegionLog::is_in_buffer(Index& index, Entry entry, std::uint64_t bucket,
-                             std::uint64_t* hash) const {
+                             Buffered& record) const {
   const std::uint32_t region = regions_.region_of(entry);
   const Region& row = regions_.at(region);
   const std::uint32_t offset = regions_.offset_in_region(entry);
   RecordView view;
   if (!read_record(row.buffer.load(std::memory_order_relaxed) + offset, row.used - offset,
                    row.generation.load(std::memory_order_relaxed),
-                   regions_.location(region, offset), view)) {
+                   regions_.location(region, offset), view) ||
+      view.header.incarnation != row.incarnation.load(std::memory_order_relaxed)) {
     return false;
   }
-  *hash = hash_key(row.namespace_seed, view.key).low;
-  const Place place = index.place_of(*hash);
-  return entry.may_be_nvm_of(*hash) && (place.home == bucket || place.partner == bucket);
+  record.hash = hash_key(row.namespace_seed, view.key).low;
+  record.offset = offset;
+  record.bytes = static_cast<std::uint32_t>(view.header.bytes());
+  record.expiry = view.header.expiry;
+  const Place place = index.place_of(record.hash);
+  return entry.may_be_nvm_of(record.hash) && (place.home == bucket || place.partner == bucket);
+}
+
+// What is to be written of a region, and a row that says no more than its records do: nothing but
+// these vouches for it.
+WriteJob RegionLog::job_of(std::uint32_t region, std::vector<Buffered>& records) {
+  std::sort(records.begin(), records.end(),
+            [](const Buffered& a, const Buffered& b) { return a.offset < b.offset; });
+  Region& row = regions_.at(region);
+  row.used = sizeof(RegionHeader);
+  row.last_expiry = 0;
+  row.first_expiry = kNever;
+  WriteJob job;
+  job.region = region;
+  for (const Buffered& record : records) {
+    if (record.offset < row.used) continue;  // two entries point at it
+    row.used = record.offset + record.bytes;
+    row.count_expiry(record.expiry);
+    job.hashes.push_back(record.hash);
+    job.offsets.push_back(static_cast<std::uint32_t>(record.offset / layout::kNvmRecordAlignment));
+  }
+  return job;
 }
 
 RegionLog::Adopted RegionLog::adopt(Index& index) {
   const std::vector<Use> uses = classify();
   FC_SEQUENCE_POINT("nvm:adopting");
-  struct Buffered {
-    std::uint32_t units;
-    std::uint64_t hash;
-  };
   std::mutex mutex;
   std::vector<std::vector<Buffered>> buffered(regions_.count());
   Adopted adopted;
@@ -110,9 +144,9 @@ RegionLog::Adopted RegionLog::adopt(Index& index) {
               slot.store(0, std::memory_order_relaxed);
               continue;
             }
-            std::uint64_t hash = 0;
+            Buffered record;
             if (!points_well(entry, uses) ||
-                (uses[region] == Use::Buffer && !is_in_buffer(index, entry, number, &hash))) {
+                (uses[region] == Use::Buffer && !is_in_buffer(index, entry, number, record))) {
               slot.store(0, std::memory_order_relaxed);
               ++mine.dropped;
               continue;
@@ -121,10 +155,7 @@ RegionLog::Adopted RegionLog::adopt(Index& index) {
             ++mine.items;
             if (uses[region] == Use::Device) continue;
             const std::lock_guard lock(mutex);
-            buffered[region].push_back(
-                {static_cast<std::uint32_t>(regions_.offset_in_region(entry) /
-                                            layout::kNvmRecordAlignment),
-                 hash});
+            buffered[region].push_back(record);
           }
         }
         const std::lock_guard lock(mutex);
@@ -134,14 +165,7 @@ RegionLog::Adopted RegionLog::adopt(Index& index) {
   std::vector<WriteJob> jobs;
   for (std::uint32_t r = 0; r < regions_.count(); ++r) {
     if (uses[r] != Use::Buffer || buffered[r].empty()) continue;
-    std::sort(buffered[r].begin(), buffered[r].end(),
-              [](const Buffered& a, const Buffered& b) { return a.units < b.units; });
-    WriteJob& job = jobs.emplace_back();
-    job.region = r;
-    for (const Buffered& record : buffered[r]) {
-      job.hashes.push_back(record.hash);
-      job.offsets.push_back(record.units);
-    }
+    jobs.push_back(job_of(r, buffered[r]));
   }
   queue_up(uses, jobs);
   return adopted;
@@ -154,7 +178,12 @@ void RegionLog::queue_up(const std::vector<Use>& uses, std::vector<WriteJob>& jo
   };
   for (std::uint32_t r = 0; r < regions_.count(); ++r) {
     Region& row = regions_.at(r);
-    next_generation_ = std::max(next_generation_, generation(r) + 1);
+    for (const std::uint64_t seen : {generation(r), row.device_generation.load()}) {
+      // Beyond that it is none, and unknown.
+      if (seen < JournalEntry::kGenerationMask) {
+        next_generation_ = std::max(next_generation_, seen + 1);
+      }
+    }
     if (uses[r] < Use::Buffer || row.items.load(std::memory_order_relaxed) == 0) {
       if (row.buffer.exchange(nullptr, std::memory_order_relaxed) != nullptr) {
         free_buffers_.push_back(row.buffer_number);

@@ -3,11 +3,15 @@
 #include <algorithm>
 
 #include "core/sequence_point.hpp"
+#include "nvm/heartbeat.hpp"
 
 namespace fc::nvm {
 namespace {
 
-constexpr Tick kForever = ~Tick{0};
+// Generations of a life begin where no earlier one came to, whatever became of the headers that had
+// its: else a header alone, and the trailer that an earlier life left, would pass for one region.
+constexpr unsigned kGenerationsPerMsShift = 16;
+
 // An item with less time to live is not worth a write: it would hardly be read from there.
 constexpr Tick kLeastTicksLeft = 2000 >> kTickShift;
 
@@ -91,6 +95,7 @@ RegionLog::RegionLog(const EngineConfig& config, const Geometry& geometry, Regio
       epochs_(epochs),
       spare_buffers_(config.nvm.write_buffers),
       free_(regions.devices().size()),
+      next_generation_(wall_now_ms() << kGenerationsPerMsShift),
       write_budget_(config.nvm.write_bytes_per_second) {
   std::uint64_t all = 0;
   for (const NamespaceConfig& ns : config.namespaces) {
@@ -161,11 +166,7 @@ Demotion RegionLog::append(const DemotedRecord& record, bool reinsertion, Tick n
     Region& row = regions_.at(region);
     offset = row.used;
     row.used += static_cast<std::uint32_t>(bytes);
-    row.last_expiry = record.expiry == kNever ? kForever : std::max(row.last_expiry, record.expiry);
-    if (record.expiry != kNever &&
-        (row.first_expiry == kNever || record.expiry < row.first_expiry)) {
-      row.first_expiry = record.expiry;
-    }
+    row.count_expiry(record.expiry);
     row.writers.fetch_add(1, std::memory_order_relaxed);
     buffer = row.buffer.load(std::memory_order_relaxed);
     ns.hashes.push_back(record.hash);
@@ -454,6 +455,7 @@ void RegionLog::written(std::uint32_t region) {
   Region& row = regions_.at(region);
   LogNamespace& ns = *namespaces_[row.ns.load(std::memory_order_relaxed)];
   const std::lock_guard lock(ns.mutex);
+  row.sealed_sum = row.sum_of_sealed();
   row.on_device = 1;
   row.state.store(RegionState::Sealed, std::memory_order_release);
   writing_.fetch_sub(1, std::memory_order_relaxed);

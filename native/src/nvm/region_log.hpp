@@ -137,6 +137,7 @@ class RegionLog {
   void forget(Entry entry) noexcept;
   // ---- the journal of what the devices hold but must not be found again; null: none is kept ----
   void keep_journal(Journal* journal) noexcept { journal_ = journal; }
+  bool keeps_journal() const noexcept { return journal_ != nullptr; }
   // An entry was taken out of the index, its record stays on the device.
   void invalidated(Entry entry) noexcept;
   // All of a region's records are, or are about to be, somewhere else or nowhere.
@@ -202,7 +203,9 @@ class RegionLog {
   std::vector<Use> classify();
   Use use_of(const Region& row, std::vector<bool>& buffers) const noexcept;
   bool points_well(Entry entry, const std::vector<Use>& uses) const noexcept;
-  bool is_in_buffer(Index& index, Entry entry, std::uint64_t bucket, std::uint64_t* hash) const;
+  struct Buffered;
+  bool is_in_buffer(Index& index, Entry entry, std::uint64_t bucket, Buffered& record) const;
+  WriteJob job_of(std::uint32_t region, std::vector<Buffered>& records);
   void queue_up(const std::vector<Use>& uses, std::vector<WriteJob>& jobs);
   // region_rebuild.cpp
   class Rebuild;
@@ -221,7 +224,7 @@ class RegionLog {
   bool woken_ = false;                           // guarded by pool_mutex_
   std::vector<std::deque<std::uint32_t>> free_;  // by device; guarded by pool_mutex_
   std::size_t next_device_ = 0;                  // guarded by pool_mutex_
-  std::uint64_t next_generation_ = 1;            // guarded by pool_mutex_
+  std::uint64_t next_generation_;                // guarded by pool_mutex_
   std::vector<std::uint32_t> free_buffers_;      // guarded by pool_mutex_
   std::deque<WriteJob> to_write_;                // guarded by pool_mutex_
   std::deque<std::uint32_t> doomed_;             // sealed ones that were flushed; by pool_mutex_

@@ -150,19 +150,23 @@ class RegionLog::Rebuild {
   // Fills in the row of a region that says the same at both ends; the others stay free.
   void look(Reader& reader, std::uint32_t region) {
     const std::size_t size = regions_.region_bytes();
-    if (!read(reader, region, 0, kBlockBytes) || !read(reader, region, size - kBlockBytes, size)) {
-      return;
-    }
+    Region& row = regions_.at(region);
+    // A header that cannot be read now may be readable some day; it goes before that.
+    row.set_device_generation(kUnknownGeneration);
+    if (!read(reader, region, 0, kBlockBytes)) return;
     RegionHeader header;
     std::memcpy(&header, reader.data.get(), sizeof(header));
-    if (header.magic != kHeaderMagic || header.checksum != header.sum() ||
-        header.set_id != plan_.set_id || header.region != region) {
+    const bool whole = header.magic == kHeaderMagic && header.checksum == header.sum();
+    const RegionHeader blank{};
+    if (!whole && std::memcmp(&header, &blank, sizeof(header)) != 0) return;
+    if (!whole || header.set_id != plan_.set_id || header.region != region) {
+      row.set_device_generation(0);
       return;
     }
-    Region& row = regions_.at(region);
     // Whatever becomes of it: what is on the device is of this generation.
     row.generation.store(header.generation, std::memory_order_relaxed);
-    row.device_generation.store(header.generation, std::memory_order_relaxed);
+    row.set_device_generation(header.generation);
+    if (!read(reader, region, size - kBlockBytes, size)) return;
     RegionTrailer trailer;
     if (!read_trailer(reader.data.get() + size - sizeof(trailer), size, header.generation,
                       trailer)) {
@@ -179,7 +183,8 @@ class RegionLog::Rebuild {
     row.used = trailer.used_bytes;
     row.last_expiry = trailer.last_expiry;
     row.first_expiry = trailer.first_expiry;
-    row.listed = trailer.records;
+    row.set_listed(trailer.records);
+    row.sealed_sum = row.sum_of_sealed();
     row.on_device = 1;
   }
 

@@ -163,15 +163,18 @@ bool RegionWriter::write_to_device(std::uint32_t region, const WriteJob& job) {
   std::memcpy(data, &header, sizeof(header));
 
   const std::size_t list_begin = write_list(region, data, job.hashes, job.offsets);
-  row.listed = static_cast<std::uint32_t>(job.hashes.size());
-  std::uint64_t none = 0;
-  row.device_generation.compare_exchange_strong(none, header.generation);
+  row.set_listed(static_cast<std::uint32_t>(job.hashes.size()));
+  if (row.device_generation.load(std::memory_order_relaxed) == 0) {
+    row.set_device_generation(header.generation);
+  }
   const std::uint64_t offset = regions_.offset_of(region);
   // The header goes first, alone: from here on the region's earlier life is over.
   std::memcpy(first_block_.get(), &header, sizeof(header));
   auto first = chunks(IoRequest::Kind::Write, offset, first_block_.get(), kBlockBytes);
   if (!transfer(device, first)) return false;
-  row.device_generation.store(header.generation, std::memory_order_release);
+  // A journal may now forget what it said of that life: so this header is to stay.
+  if (log_.keeps_journal() && !sync(device)) return false;
+  row.set_device_generation(header.generation);
   FC_SEQUENCE_POINT("nvm:header_written");
   const std::size_t used_end = round_up(row.used);
   const std::size_t tail_begin = round_down(list_begin);
@@ -484,6 +487,12 @@ bool RegionWriter::transfer(std::size_t device, std::span<IoRequest> requests, b
   return good;
 }
 
+bool RegionWriter::sync(std::size_t device) {
+  IoRequest request;
+  request.kind = IoRequest::Kind::Sync;
+  return run_request(*queues_[device], request) == 0;
+}
+
 // ---- what outlives memory
 // -------------------------------------------------------------------------
 
@@ -512,6 +521,7 @@ void RegionWriter::no_journal() noexcept {
 }
 
 bool RegionWriter::make_exact(std::uint64_t deadline_ns) {
+  std::vector<bool> changed(queues_.size());
   for (std::uint32_t r = 0; r < regions_.count(); ++r) {
     Region& row = regions_.at(r);
     const NamespaceIndex ns = row.ns.load(std::memory_order_relaxed);
@@ -523,15 +533,19 @@ bool RegionWriter::make_exact(std::uint64_t deadline_ns) {
     if (valid && items != 0 && items == row.listed) continue;
     if (monotonic_ns() > deadline_ns) return false;
     FC_SEQUENCE_POINT("nvm:trimming");
+    changed[regions_.device_of(r)] = true;
     if (valid && items != 0 && trim(r)) continue;
     if (row.device_generation.load(std::memory_order_relaxed) == 0) continue;
     std::memset(first_block_.get(), 0, kBlockBytes);
     auto header =
         chunks(IoRequest::Kind::Write, regions_.offset_of(r), first_block_.get(), kBlockBytes);
     if (!transfer(regions_.device_of(r), header)) return false;
-    row.device_generation.store(0, std::memory_order_relaxed);
+    row.set_device_generation(0);
   }
-  return true;
+  // A journal that begins after this knows nothing of what was there before.
+  bool good = true;
+  for (std::size_t d = 0; d < changed.size(); ++d) good = (!changed[d] || sync(d)) && good;
+  return good;
 }
 
 // Writes a region's list anew, without what the index does not hold any more. A write that is cut
@@ -554,7 +568,9 @@ bool RegionWriter::trim(std::uint32_t region) {
   auto tail = chunks(IoRequest::Kind::Write, regions_.offset_of(region) + from,
                      scratch_.get() + from, size - from);
   if (!transfer(regions_.device_of(region), tail)) return false;
-  regions_.at(region).listed = static_cast<std::uint32_t>(hashes.size());
+  Region& row = regions_.at(region);
+  row.set_listed(static_cast<std::uint32_t>(hashes.size()));
+  row.set_device_generation(row.generation.load(std::memory_order_relaxed));
   return true;
 }
 

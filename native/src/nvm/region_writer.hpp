@@ -97,6 +97,8 @@ class RegionWriter {
   bool probe(std::size_t device);
   // Runs the requests, a few at a time; false when one failed. Counts them for the device's health.
   bool transfer(std::size_t device, std::span<IoRequest> requests, bool counts = true);
+  // Has the device keep what was written.
+  bool sync(std::size_t device);
   std::vector<IoRequest> chunks(IoRequest::Kind kind, std::uint64_t device_offset, std::byte* data,
                                 std::size_t bytes) const;
 
