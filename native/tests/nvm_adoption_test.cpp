@@ -4,6 +4,12 @@
 #include <random>
 #include <unordered_map>
 
+#include <sys/resource.h>
+
+#include <csignal>
+
+#include "memory_device.hpp"
+#include "nvm/heartbeat.hpp"
 #include "restart_support.hpp"
 
 namespace fc::testing {
@@ -259,6 +265,110 @@ TEST_F(NvmReboot, TimeGoesOnAndAClockSetBackIsDoubted) {
     kept += carries_value(get(*engine_, ns("pin"), "long" + std::to_string(k)).status) ? 1 : 0;
   }
   EXPECT_GT(kept, 150);
+}
+
+// Of an error that comes and goes no more is left than of a region that is gone.
+TEST_F(NvmReboot, WhatCouldNotBeReadOnceStaysAway) {
+  start();
+  fill("pin", 0, 3000);
+  ASSERT_GT(count("pin", 0, 3000)[1], 500);
+  ASSERT_TRUE(engine_->shutdown());
+  const auto forget = [&] {
+    engine_.reset();
+    std::filesystem::remove(shared_.file("cache.arena"));
+    std::filesystem::remove(shared_.file("cache.nvm"));
+  };
+  forget();
+  const NvmDeviceConfig& of = config_.nvm.devices[0];
+  auto faults = std::make_shared<FaultDevice>(open_device(of.path, of.bytes, {.io_threads = 4}));
+  // Every second header, every third trailer.
+  std::vector<FaultDevice::RuleId> rules;
+  for (std::uint64_t r = 1; r < kRegions + 4; ++r) {
+    const std::uint64_t at = layout::kNvmDataOffset + r * kRegionBytes;
+    if (r % 2 == 0) {
+      rules.push_back(faults->add(FaultRule::fail(EIO).reads().range(at, kBlockBytes)));
+    } else if (r % 3 == 0) {
+      rules.push_back(faults->add(
+          FaultRule::fail(EIO).reads().range(at + kRegionBytes - kBlockBytes, kBlockBytes)));
+    }
+  }
+  engine_ = make_engine(config_, clock_, false, {faults});
+  ASSERT_EQ(report().nvm, "rebuilt") << report().nvm_reason;
+  for (const FaultDevice::RuleId rule : rules) faults->remove(rule);
+  for (int k = 0; k < 3000; ++k) erase(*engine_, ns("pin"), "key" + std::to_string(k));
+  ASSERT_TRUE(engine_->shutdown());
+  forget();
+  faults.reset();
+  start();
+  EXPECT_EQ(report().nvm, "rebuilt") << report().nvm_reason;
+  EXPECT_EQ(count("pin", 0, 3000), (std::array<int, 2>{}));
+}
+
+// No file of this process grows meanwhile.
+class NoRoom {
+ public:
+  explicit NoRoom(std::uint64_t bytes) : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
+    getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit less{bytes, before_.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &less);
+  }
+  ~NoRoom() {
+    setrlimit(RLIMIT_FSIZE, &before_);
+    (void)std::signal(SIGXFSZ, handler_);
+  }
+  NoRoom(const NoRoom&) = delete;
+  NoRoom& operator=(const NoRoom&) = delete;
+
+ private:
+  rlimit before_{};
+  void (*const handler_)(int);
+};
+
+// Whoever is told that a delete holds is told so after the device knows that no journal does.
+TEST_F(NvmReboot, AJournalThatFailsIsBelievedNoMore) {
+  config_.persist.durability = DurabilityKind::Sync;
+  config_.persist.journal = shared_.file("journal");
+  const auto memory = std::make_shared<MemoryDevice>("memory", config_.nvm.devices[0].bytes);
+  const auto faults = std::make_shared<FaultDevice>(memory);
+  engine_ = make_engine(config_, clock_, false, {faults});
+  fill("pin", 0, 2000);
+  int gone = 0;
+  while (gone < 2000 &&
+         get(*engine_, ns("pin"), "key" + std::to_string(gone)).status != CellStatus::HitNvm) {
+    ++gone;
+  }
+  ASSERT_LT(gone, 2000);
+  const std::string key = "key" + std::to_string(gone);
+  std::vector<std::byte> then(memory->bytes());
+  {
+    const NoRoom full(std::filesystem::file_size(config_.persist.journal));
+    faults->add(
+        FaultRule::delay(50'000'000).writes().range(nvm::kHeartbeatOffset, 2 * kBlockBytes));
+    erase(*engine_, ns("pin"), key);
+    IoRequest look;
+    look.data = then.data();
+    look.bytes = static_cast<std::uint32_t>(then.size());
+    ASSERT_EQ(run_request(*memory->make_queue(1), look), static_cast<std::int64_t>(then.size()));
+  }
+  engine_.reset();
+  std::filesystem::copy_file(config_.persist.journal, shared_.file("journal then"));
+  for (const bool earlier_beat : {false, true}) {
+    std::filesystem::remove(shared_.file("cache.arena"));
+    std::filesystem::remove(shared_.file("cache.nvm"));
+    std::filesystem::copy_file(shared_.file("journal then"), config_.persist.journal,
+                               std::filesystem::copy_options::overwrite_existing);
+    memory->data() = then;
+    // The one that came last is damaged: the other one says the same.
+    if (earlier_beat) {
+      const auto last = nvm::read_heartbeat(*memory);
+      ASSERT_TRUE(last.has_value());
+      memory->data()[nvm::kHeartbeatOffset + (last->sequence & 1) * kBlockBytes] ^= std::byte{1};
+    }
+    engine_ = make_engine(config_, clock_, false, {memory});
+    EXPECT_EQ(report().nvm, "empty");
+    EXPECT_EQ(get(*engine_, ns("pin"), key).status, CellStatus::Miss);
+    engine_.reset();
+  }
 }
 
 class NvmRestartModel : public NvmReboot, public ::testing::WithParamInterface<DurabilityKind> {};

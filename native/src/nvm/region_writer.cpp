@@ -12,7 +12,6 @@ namespace {
 constexpr std::size_t kChunkBytes = std::size_t{512} << 10;  // small enough that reads get between
 constexpr std::size_t kChunksAtOnce = 4;
 constexpr std::uint64_t kIdleWaitMs = 50;
-constexpr std::uint64_t kBeatNs = 5'000'000'000;
 constexpr std::uint32_t kKeptShare = 2;  // of a region's bytes that may be kept: a half
 
 constexpr std::size_t round_up(std::size_t bytes) noexcept {
@@ -93,9 +92,7 @@ void RegionWriter::start() {
 void RegionWriter::run() {
   while (!stop_.load(std::memory_order_acquire)) {
     see_to_devices();
-    if (beats_ && (beat_now_.exchange(false) || monotonic_ns() - beaten_ns_ > kBeatNs)) {
-      (void)beat(set_state_.load());
-    }
+    if (beats_) beat_when_due();
     RegionLog::Work work = log_.next_work(ticks_.now(), 0);
     if (!work.write && !work.empty) {
       idle_.store(true, std::memory_order_release);
@@ -491,87 +488,6 @@ bool RegionWriter::sync(std::size_t device) {
   IoRequest request;
   request.kind = IoRequest::Kind::Sync;
   return run_request(*queues_[device], request) == 0;
-}
-
-// ---- what outlives memory
-// -------------------------------------------------------------------------
-
-bool RegionWriter::beat(SetState state) {
-  Heartbeat heartbeat;
-  heartbeat.set_id = options_.set_id;
-  heartbeat.sequence = ++beat_sequence_;
-  heartbeat.state = state;
-  heartbeat.tick = ticks_.now();
-  heartbeat.wall_ms = wall_now_ms();
-  heartbeat.boot_ms = ticks_.clock_ms();
-  const std::string boot = boot_id();
-  std::copy_n(boot.begin(), std::min(boot.size(), heartbeat.boot_id.size()),
-              heartbeat.boot_id.begin());
-  heartbeat.checksum = heartbeat.sum();
-  bool good = true;
-  for (const auto& queue : queues_) good = write_heartbeat(*queue, heartbeat) && good;
-  beaten_ns_ = monotonic_ns();
-  return good;
-}
-
-void RegionWriter::no_journal() noexcept {
-  if (set_state_.exchange(SetState::Serving) == SetState::Serving) return;
-  beat_now_.store(true);
-  log_.wake();
-}
-
-bool RegionWriter::make_exact(std::uint64_t deadline_ns) {
-  std::vector<bool> changed(queues_.size());
-  for (std::uint32_t r = 0; r < regions_.count(); ++r) {
-    Region& row = regions_.at(r);
-    const NamespaceIndex ns = row.ns.load(std::memory_order_relaxed);
-    const bool valid = row.state.load(std::memory_order_relaxed) == RegionState::Sealed &&
-                       row.on_device != 0 &&
-                       row.incarnation.load(std::memory_order_relaxed) ==
-                           log_.ns(ns).incarnation->load(std::memory_order_acquire);
-    const std::uint32_t items = row.items.load(std::memory_order_relaxed);
-    if (valid && items != 0 && items == row.listed) continue;
-    if (monotonic_ns() > deadline_ns) return false;
-    FC_SEQUENCE_POINT("nvm:trimming");
-    changed[regions_.device_of(r)] = true;
-    if (valid && items != 0 && trim(r)) continue;
-    if (row.device_generation.load(std::memory_order_relaxed) == 0) continue;
-    std::memset(first_block_.get(), 0, kBlockBytes);
-    auto header =
-        chunks(IoRequest::Kind::Write, regions_.offset_of(r), first_block_.get(), kBlockBytes);
-    if (!transfer(regions_.device_of(r), header)) return false;
-    row.set_device_generation(0);
-  }
-  // A journal that begins after this knows nothing of what was there before.
-  bool good = true;
-  for (std::size_t d = 0; d < changed.size(); ++d) good = (!changed[d] || sync(d)) && good;
-  return good;
-}
-
-// Writes a region's list anew, without what the index does not hold any more. A write that is cut
-// off leaves a list that does not fit its checksum: nothing of the region is found then.
-bool RegionWriter::trim(std::uint32_t region) {
-  std::vector<ListedRecord> list;
-  if (!read_listed(region, list)) return false;
-  std::vector<std::uint64_t> hashes;
-  std::vector<std::uint32_t> offsets;
-  for (const ListedRecord& record : list) {
-    const Place place = index_.place_of(record.hash);
-    const PairLock pair(index_, place);
-    if (index_.find_nvm_locked(place, regions_.location(region, record.offset)) == nullptr)
-      continue;
-    hashes.push_back(record.hash);
-    offsets.push_back(static_cast<std::uint32_t>(record.offset / layout::kNvmRecordAlignment));
-  }
-  const std::size_t size = regions_.region_bytes();
-  const std::size_t from = round_down(write_list(region, scratch_.get(), hashes, offsets));
-  auto tail = chunks(IoRequest::Kind::Write, regions_.offset_of(region) + from,
-                     scratch_.get() + from, size - from);
-  if (!transfer(regions_.device_of(region), tail)) return false;
-  Region& row = regions_.at(region);
-  row.set_listed(static_cast<std::uint32_t>(hashes.size()));
-  row.set_device_generation(row.generation.load(std::memory_order_relaxed));
-  return true;
 }
 
 }  // namespace fc::nvm

@@ -59,7 +59,8 @@ class RegionWriter {
     beats_ = true;
   }
   void serves_as(SetState state) noexcept { set_state_.store(state); }
-  // The journal has ended: the thread says so.
+  // The journal has ended: the thread says so, and this waits until it has. For callers that may
+  // wait for a device; while the thread runs.
   void no_journal() noexcept;
   // Before start(), or after stop(): makes the regions' lists say exactly what the index holds, and
   // whatever else is on the devices not be found. False: not all, by the deadline or an error.
@@ -77,6 +78,8 @@ class RegionWriter {
   };
 
   void run();
+  void beat_when_due();
+  std::size_t beat_all(SetState state);  // how many devices keep it
   void write(WriteJob& job);
   bool write_to_device(std::uint32_t region, const WriteJob& job);
   std::size_t write_list(std::uint32_t region, std::byte* data,
@@ -118,8 +121,10 @@ class RegionWriter {
   bool beats_ = false;                                    // fixed before the thread starts
   std::uint64_t beat_sequence_ = 0;
   std::uint64_t beaten_ns_ = 0;
+  bool said_once_ = false;
   std::atomic<SetState> set_state_{SetState::Serving};
   std::atomic<bool> beat_now_{false};
+  std::atomic<bool> said_{false};  // that no journal is kept; or there is nobody to say it to
   std::atomic<bool> stop_{false};
   std::atomic<bool> idle_{false};
   std::thread thread_;  // last: it uses the rest
