@@ -139,14 +139,14 @@ TEST_F(NvmHeartbeat, CleanAreAllDevicesOrNone) {
 TEST_F(NvmHeartbeat, OneSetOfThisFormatOrNone) {
   beat(7, SetState::Clean);
   ASSERT_TRUE(find());
-  const auto refused = [&](auto&& change) {
+  const auto refused = [&](auto&& change, bool found_before = true) {
     const nvm::Superblock before = superblock(1);
     nvm::Superblock changed = before;
     change(changed);
     put_superblock(1, changed);
     const bool none = !find();
     put_superblock(1, before);
-    return none && find().has_value();
+    return none && find().has_value() == found_before;
   };
   EXPECT_TRUE(refused([](nvm::Superblock& of) { of.version = 1; }));
   EXPECT_TRUE(refused([](nvm::Superblock& of) { of.set_id = kSetId + 1; }));
@@ -156,6 +156,14 @@ TEST_F(NvmHeartbeat, OneSetOfThisFormatOrNone) {
   std::swap(devices_[0], devices_[1]);
   EXPECT_FALSE(find());
   std::swap(devices_[0], devices_[1]);
+  // Whole, but of another set; and a heartbeat alone that an earlier set left.
+  Heartbeat other = heartbeat(8, SetState::Clean);
+  other.set_id = kSetId + 1;
+  other.checksum = other.sum();
+  beat(1, other);
+  EXPECT_FALSE(find());
+  EXPECT_TRUE(refused([](nvm::Superblock& of) { of.set_id = kSetId + 1; }, false));
+  beat(1, heartbeat(8, SetState::Clean));
   auto faults = std::make_shared<FaultDevice>(devices_[1]);
   faults->add(FaultRule::fail(EIO).reads());
   EXPECT_FALSE(nvm::find_set({devices_[0], faults}, kWall, 0, std::string(32, 'b'), why_));
