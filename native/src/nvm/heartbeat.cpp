@@ -74,6 +74,7 @@ std::optional<FoundSet> find_set(const std::vector<std::shared_ptr<NvmDevice>>& 
                                  const std::string& boot_id, std::string& why) {
   FoundSet set;
   Heartbeat latest;
+  std::size_t blank = 0;
   for (std::size_t d = 0; d < devices.size(); ++d) {
     const auto other = [&](const char* what) {
       why = "device " + devices[d]->path() + ": " + what;
@@ -84,8 +85,8 @@ std::optional<FoundSet> find_set(const std::vector<std::shared_ptr<NvmDevice>>& 
     Superblock superblock{};
     std::memcpy(&superblock, block.get(), sizeof(superblock));
     if (superblock.magic == 0) {
-      why.clear();  // new
-      return std::nullopt;
+      ++blank;
+      continue;
     }
     if (superblock.magic != kSuperblockMagic || superblock.version != kFormatVersion ||
         superblock.checksum != superblock.sum() || !std::has_single_bit(superblock.region_bytes) ||
@@ -99,7 +100,7 @@ std::optional<FoundSet> find_set(const std::vector<std::shared_ptr<NvmDevice>>& 
     }
     const std::optional<Heartbeat> found = read_heartbeat(*devices[d]);
     if (!found || found->set_id != superblock.set_id) return other("has no heartbeat");
-    if (d == 0) {
+    if (d == blank) {  // the first that is not
       set.set_id = superblock.set_id;
       set.region_bytes = superblock.region_bytes;
       set.state = found->state;
@@ -112,6 +113,11 @@ std::optional<FoundSet> find_set(const std::vector<std::shared_ptr<NvmDevice>>& 
       set.state = SetState::Serving;
     }
     if (found->sequence > latest.sequence) latest = *found;
+  }
+  if (blank == devices.size()) return std::nullopt;  // no reason: all are new
+  if (blank != 0) {
+    why = "some of its devices are new";
+    return std::nullopt;
   }
   set.sequence = latest.sequence;
   std::uint64_t gone_ms = 0;

@@ -164,7 +164,8 @@ std::uint64_t NvmTier::settle_set() {
 // Whether the devices say exactly what is valid; else why not goes to not_kept_.
 bool NvmTier::can_rebuild() {
   if (!persist_.enabled()) return false;
-  if (start_.memory_kept) return false;  // it went on without them
+  // Memory went on without them; but for the start that was cut off while it rebuilt them.
+  if (start_.memory_kept && !state_.unfinished()) return false;
   if (!start_.found) {
     not_kept_ = start_.not_found;
     return false;
@@ -215,6 +216,8 @@ void NvmTier::drop_all_entries() {
 void NvmTier::recover() {
   const std::uint64_t begun_ns = monotonic_ns();
   RegionLog::Adopted found;
+  // What these entries point at is not known any more.
+  if (!state_.kept() && start_.memory_kept) drop_all_entries();
   if (state_.kept()) {
     found = log_.adopt(index_);
     report_.nvm = "kept";
@@ -229,12 +232,11 @@ void NvmTier::recover() {
     report_.nvm = "rebuilt";
     if (plan.drop_expiring) report_.nvm_reason = "the time of day is before the last heartbeat's";
   } else {
-    // What these entries point at is not known any more.
-    if (start_.memory_kept) drop_all_entries();
     log_.start_anew();
     report_.nvm = not_kept_.empty() ? "new" : "empty";
     report_.nvm_reason = not_kept_;
   }
+  state_.finish();
   report_.nvm_items = found.items;
   report_.nvm_dropped = found.dropped;
   journal_entries_ = {};

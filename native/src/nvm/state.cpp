@@ -95,6 +95,7 @@ State::State(const std::string& path, const StateShape& shape, StartReport& repo
       if (kept_) shape_ = header_at(file_->data()).shape;
     }
     if (!kept_) {
+      unfinished_ = !finished;
       file_.reset();
       if (finished && unknown) {
         why += "; " + SharedFile::set_aside(path, bytes_);
@@ -132,7 +133,11 @@ void State::start_anew(std::uint64_t set_id) {
   std::memcpy(reinterpret_cast<std::byte*>(&header) + sizeof(header.magic),
               reinterpret_cast<const std::byte*>(&made) + sizeof(made.magic),
               sizeof(made) - sizeof(made.magic));
-  std::atomic_ref<std::uint64_t>(header.magic).store(kStateMagic, std::memory_order_seq_cst);
+}
+
+void State::finish() noexcept {
+  std::atomic_ref<std::uint64_t>(header_at(base_).magic)
+      .store(kStateMagic, std::memory_order_seq_cst);
 }
 
 }  // namespace fc::nvm

@@ -43,8 +43,12 @@ class State {
   // There was one before, with these rows.
   bool kept() const noexcept { return kept_; }
   std::uint64_t set_id() const noexcept;
-  // Makes it the state of these devices, every region free: whatever was kept is gone.
+  // A start was cut off before finish(): nothing was served since start_anew().
+  bool unfinished() const noexcept { return unfinished_; }
+  // Makes it the state of these devices, every region free: whatever was kept is gone. Nobody
+  // adopts it before finish(): rows that say nothing yet would be believed.
   void start_anew(std::uint64_t set_id);
+  void finish() noexcept;
   Region* rows() const noexcept { return reinterpret_cast<Region*>(base_ + kHeaderBytes); }
   std::byte* buffer(std::uint32_t number) const noexcept {
     return base_ + buffers_at_ + std::uint64_t{number} * shape_.region_bytes;
@@ -61,6 +65,7 @@ class State {
   void* mapping_ = nullptr;  // of process memory
   std::byte* base_ = nullptr;
   bool kept_ = false;
+  bool unfinished_ = false;
 };
 
 }  // namespace fc::nvm
