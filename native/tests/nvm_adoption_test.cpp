@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 
 #include <csignal>
+#include <fstream>
 
 #include "memory_device.hpp"
 #include "nvm/heartbeat.hpp"
@@ -302,6 +303,37 @@ TEST_F(NvmReboot, WhatCouldNotBeReadOnceStaysAway) {
   start();
   EXPECT_EQ(report().nvm, "rebuilt") << report().nvm_reason;
   EXPECT_EQ(count("pin", 0, 3000), (std::array<int, 2>{}));
+}
+
+// Only a rebuild that was cut off is done again over memory that there is: of other starts that
+// were, it is not known what memory did without these devices.
+TEST_F(NvmReboot, AStateThatNoRebuildLeftUnfinishedMakesNoListCount) {
+  start();
+  fill("pin", 0, 3000);
+  ASSERT_GT(count("pin", 0, 3000)[1], 500);
+  ASSERT_TRUE(engine_->shutdown());
+  engine_.reset();
+  std::filesystem::copy_file(folder_.file("device"), folder_.file("earlier"));
+  start();
+  for (int k = 0; k < 3000; ++k) erase(*engine_, ns("pin"), "key" + std::to_string(k));
+  ASSERT_TRUE(engine_->shutdown());
+  engine_.reset();
+  for (const bool emptied : {true, false}) {
+    std::filesystem::copy_file(folder_.file("earlier"), folder_.file("device"),
+                               std::filesystem::copy_options::overwrite_existing);
+    const std::string zeros(emptied ? 8192 : sizeof(std::uint64_t), '\0');
+    std::fstream file(shared_.file("cache.nvm"),
+                      std::ios::binary | std::ios::in | std::ios::out |
+                          (emptied ? std::ios::trunc : std::ios::openmode{}));
+    file.write(zeros.data(), static_cast<std::streamsize>(zeros.size()));
+    file.close();
+    start();
+    EXPECT_EQ(report().memory, "clean") << report().memory_reason;
+    EXPECT_EQ(report().nvm, "empty") << emptied;
+    EXPECT_EQ(count("pin", 0, 3000), (std::array<int, 2>{})) << emptied;
+    ASSERT_TRUE(engine_->shutdown());
+    engine_.reset();
+  }
 }
 
 // No file of this process grows meanwhile.

@@ -157,7 +157,7 @@ std::uint64_t NvmTier::settle_set() {
     return state_.set_id();
   }
   rebuilds_ = can_rebuild();
-  state_.start_anew(rebuilds_ ? start_.found->set_id : random_id());
+  state_.start_anew(rebuilds_ ? start_.found->set_id : random_id(), rebuilds_);
   return state_.set_id();
 }
 
@@ -165,7 +165,13 @@ std::uint64_t NvmTier::settle_set() {
 bool NvmTier::can_rebuild() {
   if (!persist_.enabled()) return false;
   // Memory went on without them; but for the start that was cut off while it rebuilt them.
-  if (start_.memory_kept && !state_.unfinished()) return false;
+  if (start_.memory_kept && (!start_.found || state_.unfinished_set() != start_.found->set_id)) {
+    const auto used = std::find(contents_.begin(), contents_.end(), "started anew");
+    if (not_kept_.empty() && used != contents_.end()) {
+      not_kept_ = "the memory went on without its state";
+    }
+    return false;
+  }
   if (!start_.found) {
     not_kept_ = start_.not_found;
     return false;

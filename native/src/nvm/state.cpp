@@ -16,7 +16,7 @@ namespace {
 struct StateHeader {
   std::uint64_t magic;  // written last: a file without it was never finished
   std::uint32_t version;
-  std::uint32_t reserved;
+  std::uint32_t rebuilds;  // 1 until what the devices list is in the index
   StateShape shape;
   std::uint64_t set_id;
   std::uint64_t checksum;  // of the bytes before
@@ -41,6 +41,17 @@ std::uint64_t bytes_of(const StateShape& shape) noexcept {
 
 StateHeader& header_at(std::byte* base) noexcept {
   return *reinterpret_cast<StateHeader*>(base);
+}
+
+// The set that was being rebuilt for this memory when a start was cut off; 0: none was.
+std::uint64_t unfinished_set_of(const SharedFile& file, const StateShape& wanted) {
+  StateHeader header = header_at(file.data());
+  header.magic = kStateMagic;
+  const bool whole = header.version == kStateVersion && header.checksum == header.sum();
+  return whole && header.rebuilds == 1 && header.shape.memory_id == wanted.memory_id &&
+                 header.shape.devices == wanted.devices
+             ? header.set_id
+             : 0;
 }
 
 // Why the file is not this tier's; empty: it is. `unknown`: nothing this release wrote.
@@ -95,7 +106,9 @@ State::State(const std::string& path, const StateShape& shape, StartReport& repo
       if (kept_) shape_ = header_at(file_->data()).shape;
     }
     if (!kept_) {
-      unfinished_ = !finished;
+      if (!finished && file_->bytes() >= sizeof(StateHeader)) {
+        unfinished_set_ = unfinished_set_of(*file_, shape);
+      }
       file_.reset();
       if (finished && unknown) {
         why += "; " + SharedFile::set_aside(path, bytes_);
@@ -117,27 +130,34 @@ std::uint64_t State::set_id() const noexcept {
   return header_at(base_).set_id;
 }
 
-void State::start_anew(std::uint64_t set_id) {
+void State::start_anew(std::uint64_t set_id, bool rebuilds) {
   StateHeader& header = header_at(base_);
   // First of all: a start that is cut off here leaves a file that was never finished.
   std::atomic_ref<std::uint64_t>(header.magic).store(0, std::memory_order_seq_cst);
   kept_ = false;
-  for (std::uint32_t r = 0; r < shape_.regions; ++r) new (&rows()[r]) Region();
-  FC_SEQUENCE_POINT("nvm:state_cleared");
   StateHeader made{};
   made.magic = kStateMagic;
   made.version = kStateVersion;
   made.shape = shape_;
   made.set_id = set_id;
+  made.rebuilds = rebuilds ? 1 : 0;
   made.checksum = made.sum();
   std::memcpy(reinterpret_cast<std::byte*>(&header) + sizeof(header.magic),
               reinterpret_cast<const std::byte*>(&made) + sizeof(made.magic),
               sizeof(made) - sizeof(made.magic));
+  for (std::uint32_t r = 0; r < shape_.regions; ++r) new (&rows()[r]) Region();
+  FC_SEQUENCE_POINT("nvm:state_cleared");
 }
 
 void State::finish() noexcept {
-  std::atomic_ref<std::uint64_t>(header_at(base_).magic)
-      .store(kStateMagic, std::memory_order_seq_cst);
+  StateHeader& header = header_at(base_);
+  StateHeader made = header;
+  made.magic = kStateMagic;
+  made.rebuilds = 0;
+  made.checksum = made.sum();
+  header.rebuilds = made.rebuilds;
+  header.checksum = made.checksum;
+  std::atomic_ref<std::uint64_t>(header.magic).store(kStateMagic, std::memory_order_seq_cst);
 }
 
 }  // namespace fc::nvm

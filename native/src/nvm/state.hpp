@@ -43,11 +43,12 @@ class State {
   // There was one before, with these rows.
   bool kept() const noexcept { return kept_; }
   std::uint64_t set_id() const noexcept;
-  // A start was cut off before finish(): nothing was served since start_anew().
-  bool unfinished() const noexcept { return unfinished_; }
+  // A start was cut off while it rebuilt this set for this memory, which has served nothing since;
+  // 0: it was not. Of starts that were cut off otherwise it is not known what memory did before.
+  std::uint64_t unfinished_set() const noexcept { return unfinished_set_; }
   // Makes it the state of these devices, every region free: whatever was kept is gone. Nobody
   // adopts it before finish(): rows that say nothing yet would be believed.
-  void start_anew(std::uint64_t set_id);
+  void start_anew(std::uint64_t set_id, bool rebuilds = false);
   void finish() noexcept;
   Region* rows() const noexcept { return reinterpret_cast<Region*>(base_ + kHeaderBytes); }
   std::byte* buffer(std::uint32_t number) const noexcept {
@@ -65,7 +66,7 @@ class State {
   void* mapping_ = nullptr;  // of process memory
   std::byte* base_ = nullptr;
   bool kept_ = false;
-  bool unfinished_ = false;
+  std::uint64_t unfinished_set_ = 0;
 };
 
 }  // namespace fc::nvm
