@@ -16,6 +16,7 @@
 
 #include "persist/free_memory.hpp"
 #include "persist_support.hpp"
+#include "testing/sequence_point.hpp"
 
 namespace fc {
 namespace {
@@ -191,6 +192,23 @@ TEST(SharedFile, KeepsWhatAKilledProcessWrote) {
   for (std::uint64_t at = 0; at < file->bytes(); at += 4096) {
     ASSERT_EQ(std::byte{0x21}, file->data()[at]);
   }
+}
+
+TEST(SharedFile, IsNotThereBeforeItIsWhole) {
+  const Folder folder;
+  Child maker([&folder](int) {
+    static fc::testing::SequencePoints points;
+    points.block("shared_file:reserved");
+    static const std::thread making(
+        [&folder] { (void)SharedFile::create(folder.file(), kMiB, false); });
+    if (!points.wait_blocked("shared_file:reserved")) _exit(1);
+  });
+  maker.expect_done();
+  maker.kill_hard();
+  EXPECT_EQ(nullptr, SharedFile::open(folder.file(), false));
+  // What it left is in nobody's way.
+  EXPECT_NE(nullptr, SharedFile::create(folder.file(), kMiB, false));
+  EXPECT_NE(nullptr, SharedFile::open(folder.file(), false));
 }
 
 TEST(SharedFile, TakesNoFileThatItCannotTrust) {

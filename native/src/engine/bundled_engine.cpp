@@ -1,5 +1,7 @@
 // The bundled engine: the seam over its tiers, and the thread that lets time pass in them.
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
@@ -136,6 +138,8 @@ class BundledEngine final : public Engine {
       promoter_ = std::make_unique<Promoter>(dram_, *nvm_, background);
       nvm_->start();
     }
+    // What an earlier tier left must not be believed after a life without it.
+    if (nvm_ == nullptr && config_.persist.enabled()) unlink(state_path().c_str());
     dram_.fit_budgets();
     if (background) thread_ = std::thread([this] { run(); });
   }
@@ -245,11 +249,12 @@ class BundledEngine final : public Engine {
     const std::uint64_t now = monotonic_ns();
     dram_.spill(now + (deadline_ns - now) / 4 * 3, bytes_most);
   }
+  std::string state_path() const {
+    return config_.persist.dir + "/" + config_.persist.name + ".nvm";
+  }
   nvm::NvmStart nvm_start(RecoveryProgress* progress) {
     nvm::NvmStart start;
-    if (config_.persist.enabled()) {
-      start.state_path = config_.persist.dir + "/" + config_.persist.name + ".nvm";
-    }
+    if (config_.persist.enabled()) start.state_path = state_path();
     start.memory_id = dram_.memory().head().header.memory_id;
     start.memory_kept = dram_.memory().kind() != ArenaMemory::Kind::New;
     start.found = found_;

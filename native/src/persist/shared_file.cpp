@@ -15,6 +15,7 @@
 #include <sstream>
 #include <system_error>
 
+#include "core/sequence_point.hpp"
 #include "persist/free_memory.hpp"
 
 #if !defined(MADV_POPULATE_WRITE)
@@ -259,8 +260,14 @@ std::unique_ptr<SharedFile> SharedFile::create(const std::string& path, std::uin
     fail(EINVAL, path, "a file of " + std::to_string(bytes) + " bytes cannot be made");
   }
   bytes = round_up(bytes, mount.page_bytes);
+  struct stat there {};
+  if (lstat(path.c_str(), &there) == 0) fail(EEXIST, path, advice(EEXIST));
+  // Under its own name when all of it is there: who is killed while the pages are reserved leaves
+  // no file that the next start would have to refuse.
+  const std::string made = path + ".new";
+  unlink(made.c_str());
   const Descriptor file(
-      ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+      ::open(made.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (file.get() < 0) {
     const int error = errno;
     fail(error, path, advice(error));
@@ -300,9 +307,11 @@ std::unique_ptr<SharedFile> SharedFile::create(const std::string& path, std::uin
                ? "no room to reserve it: " + not_enough(left, bytes)
                : "its pages cannot be reserved");
     }
+    FC_SEQUENCE_POINT("shared_file:reserved");
+    if (rename(made.c_str(), path.c_str()) != 0) fail(errno, path, "it cannot be renamed to this");
     return mapped;
   } catch (...) {
-    unlink(path.c_str());
+    unlink(made.c_str());
     throw;
   }
 }

@@ -41,7 +41,8 @@ class SharedFile {
   // file (a symbolic link either), its pages not all there, not on tmpfs or hugetlbfs.
   static std::unique_ptr<SharedFile> open(const std::string& path, bool huge_pages);
   // Makes a file of zeroes of `bytes`, rounded up to whole pages, mode 0600, all pages reserved; it
-  // must not exist. Throws std::system_error: no such directory, no permission, or
+  // must not exist. It comes under another name first (path + ".new"): what is found at `path` is
+  // whole. Throws std::system_error: no such directory, no permission, or
   // not enough room, with what is needed, what there is and of what (mount or cgroup).
   static std::unique_ptr<SharedFile> create(const std::string& path, std::uint64_t bytes,
                                             bool huge_pages);
