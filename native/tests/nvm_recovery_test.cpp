@@ -106,7 +106,9 @@ class NvmRecoveryFlips : public NvmRecovery {
     return regions;
   }
   // Every byte; a few of them where a sanitizer makes each start cost many times as much.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_THREAD__)
+  static constexpr std::size_t kEvery = 41;
+#elif defined(__SANITIZE_ADDRESS__)
   static constexpr std::size_t kEvery = 7;
 #else
   static constexpr std::size_t kEvery = 1;
