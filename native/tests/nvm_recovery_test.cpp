@@ -86,11 +86,20 @@ class NvmRecoveryFlips : public NvmRecovery {
     }
     std::printf("%zu flips\n", flips.size());
   }
+  // Every byte; a few of them where a sanitizer makes each start cost many times as much.
+#if defined(__SANITIZE_THREAD__)
+  static constexpr std::size_t kEvery = 41;
+#elif defined(__SANITIZE_ADDRESS__)
+  static constexpr std::size_t kEvery = 7;
+#else
+  static constexpr std::size_t kEvery = 1;
+#endif
   void add(std::vector<Flip>& flips, const std::string& file, std::uint64_t begin,
-           std::uint64_t bytes, std::uint64_t step = 1, bool zero = false) const {
+           std::uint64_t bytes, std::uint64_t every = 1, bool zero = false) const {
+    const std::uint64_t step = every * kEvery;
     for (std::uint64_t i = 0; i < bytes; i += step) {
       flips.push_back({file, begin + i, static_cast<std::uint8_t>(1u << (i / step % 8))});
-      if (step == 1) flips.push_back({file, begin + i, 0xff});
+      if (every == 1) flips.push_back({file, begin + i, 0xff});
       if (zero && files_.at(file)[begin + i] != 0) flips.push_back({file, begin + i, 0});
     }
   }
@@ -105,14 +114,6 @@ class NvmRecoveryFlips : public NvmRecovery {
     }
     return regions;
   }
-  // Every byte; a few of them where a sanitizer makes each start cost many times as much.
-#if defined(__SANITIZE_THREAD__)
-  static constexpr std::size_t kEvery = 41;
-#elif defined(__SANITIZE_ADDRESS__)
-  static constexpr std::size_t kEvery = 7;
-#else
-  static constexpr std::size_t kEvery = 1;
-#endif
   // A row of every state that there is, header, buffers.
   void flip_memory(bool rows) {
     std::vector<Flip> flips;
@@ -121,7 +122,7 @@ class NvmRecoveryFlips : public NvmRecovery {
       const std::uint64_t row = kRowsAt + r * sizeof(nvm::Region);
       const auto state =
           static_cast<nvm::RegionState>(files_.at("crash.nvm")[row + offsetof(nvm::Region, state)]);
-      if (++seen[state] <= 1) add(flips, "crash.nvm", row, sizeof(nvm::Region), kEvery, true);
+      if (++seen[state] <= 1) add(flips, "crash.nvm", row, sizeof(nvm::Region), 1, true);
     }
     if (!rows) {
       add(flips, "crash.nvm", 0, 64, 1, true);
