@@ -10,7 +10,6 @@
 #include <system_error>
 #include <thread>
 
-#include "core/parallel.hpp"
 #include "core/sequence_point.hpp"
 
 namespace fc::nvm {
@@ -51,8 +50,6 @@ void refuse_foreign(std::span<const std::byte> head, const std::string& path) {
           ": it holds data that is not this cache's, and is left alone; choose another path, or "
           "remove the file (of a block device: wipe its first 128 KiB)");
 }
-
-constexpr std::uint64_t kBucketsPerThreadLeast = 1u << 14;
 
 StateShape shape_of(const Regions& regions, const EngineConfig& config, std::uint64_t memory_id) {
   StateShape shape;
@@ -206,24 +203,13 @@ bool NvmTier::can_rebuild() {
   return true;
 }
 
-void NvmTier::drop_all_entries() {
-  in_parallel(index_.bucket_count(), kBucketsPerThreadLeast,
-              [&](std::uint64_t begin, std::uint64_t end) {
-                for (std::uint64_t number = begin; number < end; ++number) {
-                  for (Slot& slot : index_.bucket(number).slots) {
-                    if (Entry(slot.load(std::memory_order_relaxed)).on_nvm()) {
-                      slot.store(0, std::memory_order_relaxed);
-                    }
-                  }
-                }
-              });
-}
-
 void NvmTier::recover() {
   const std::uint64_t begun_ns = monotonic_ns();
   RegionLog::Adopted found;
   // What these entries point at is not known any more.
-  if (!state_.kept() && start_.memory_kept) drop_all_entries();
+  if (!state_.kept() && start_.memory_kept) {
+    index_.clear_all([](Entry entry) { return entry.on_nvm(); }, [](Entry) {});
+  }
   if (state_.kept()) {
     found = log_.adopt(index_);
     report_.nvm = "kept";

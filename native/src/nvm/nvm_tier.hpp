@@ -96,7 +96,6 @@ class NvmTier final : public LowerTier {
   std::vector<Superblock> look_at_devices();
   std::uint64_t settle_set();
   void write_superblocks();
-  void drop_all_entries();
   bool can_rebuild();
   void keep_journal();
 
