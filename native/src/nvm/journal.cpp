@@ -15,6 +15,7 @@
 #include "core/check.hpp"
 #include "core/sequence_point.hpp"
 #include "nvm/journal_reader.hpp"
+#include "persist/descriptor.hpp"
 
 namespace fc::nvm {
 namespace {
@@ -55,26 +56,6 @@ std::string advice(int error) {
       return "it cannot be made";
   }
 }
-
-std::string directory_of(const std::string& path) {
-  const std::size_t slash = path.rfind('/');
-  if (slash == std::string::npos) return ".";
-  return slash == 0 ? "/" : path.substr(0, slash);
-}
-
-class Descriptor {
- public:
-  explicit Descriptor(int number) : number_(number) {}
-  ~Descriptor() {
-    if (number_ >= 0) close(number_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const noexcept { return number_; }
-
- private:
-  const int number_;
-};
 
 int open_to_read(const std::string& path) {
   return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK);

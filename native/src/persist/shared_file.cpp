@@ -16,6 +16,7 @@
 #include <system_error>
 
 #include "core/sequence_point.hpp"
+#include "persist/descriptor.hpp"
 #include "persist/free_memory.hpp"
 
 #if !defined(MADV_POPULATE_WRITE)
@@ -40,12 +41,6 @@ constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t to) noexcept
 
 std::string megabytes(std::uint64_t bytes) {
   return std::to_string(bytes >> 20) + " MiB";
-}
-
-std::string directory_of(const std::string& path) {
-  const std::size_t slash = path.rfind('/');
-  if (slash == std::string::npos) return ".";
-  return slash == 0 ? "/" : path.substr(0, slash);
 }
 
 std::string advice(int error) {
@@ -192,20 +187,6 @@ int reserve(int descriptor, std::uint64_t bytes) {
   }
   return 0;
 }
-
-class Descriptor {
- public:
-  explicit Descriptor(int number) : number_(number) {}
-  ~Descriptor() {
-    if (number_ >= 0) close(number_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const noexcept { return number_; }
-
- private:
-  const int number_;
-};
 
 std::string not_enough(const FreeMemory& room, std::uint64_t bytes) {
   return megabytes(round_up(bytes, kHugePage)) + " are needed and " + room.of + " has " +
