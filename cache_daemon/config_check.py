@@ -3,7 +3,6 @@
 `check` validates the whole by its models and then what spans sections.
 """
 
-import ipaddress
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -11,7 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from cache_daemon.config_model import DOMAINS_MAX, Config, is_address, split_address
+from cache_daemon.config_base import is_address, is_loopback, split_address
+from cache_daemon.config_model import DOMAINS_MAX, Config
 from cache_daemon.config_nvm import DeviceBytes, block_device_bytes, size_missing, usable_bytes
 from cache_daemon.config_persist import persist_problems
 from cache_daemon.config_problem import ConfigError, Path, Problem, at_path, nearest, translate
@@ -22,19 +22,6 @@ __all__ = ["ConfigError", "Path", "Problem", "check", "is_loopback", "nearest"]
 
 _T = TypeVar("_T")
 _TOPOLOGIES_TO_COME = ("separate", "sharded")
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach a listener at `address`."""
-    if address.startswith("unix:"):
-        return True
-    host, _ = split_address(address)
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name may resolve to anything
 
 
 def check(

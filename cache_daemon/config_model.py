@@ -4,18 +4,11 @@ A model checks what one section can know by itself; what spans sections is in `c
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
+from cache_daemon.config_base import Address, Name, StrictModel, TcpAddress
 from cache_daemon.config_units import (
     BudgetField,
     Durability,
@@ -48,9 +41,6 @@ __all__ = [
     "RuleSettings",
     "SpeculativeSettings",
     "StoreSettings",
-    "StrictModel",
-    "is_address",
-    "split_address",
 ]
 
 # The engine's own limits, checked here so that an error names the key in the file.
@@ -73,75 +63,22 @@ DOMAINS_MAX = 1024
 _SHUTDOWN_SECONDS_MIN = 0.1
 _SHUTDOWN_SECONDS_MAX = 3600
 
-_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
-_UNIX_PATH_MAX = 107  # sun_path without its terminating zero
-
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")]
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host (without brackets) and port of `host:port`; ("", 0) for `unix:/path`."""
-    match = _ADDRESS.fullmatch(address)
-    if match is None:
-        return "", 0
-    return match["host"].strip("[]"), int(match["port"])
-
-
-def is_address(value: object) -> bool:
-    """Whether `value` is a well-formed `host:port` or `unix:/path`."""
-    try:
-        _check_address(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _check_address(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError("an address is text: host:port or unix:/path")
-    if value.startswith("unix:"):
-        path = value.removeprefix("unix:")
-        if not path.startswith("/"):
-            raise ValueError(f"{value!r}: the path of a Unix socket must be absolute")
-        if len(path.encode()) > _UNIX_PATH_MAX:
-            raise ValueError(f"{value!r}: a Unix socket path has at most {_UNIX_PATH_MAX} bytes")
-        return value
-    host, port = split_address(value)
-    if not host or port > 65535:
-        raise ValueError(f"{value!r} is not an address; write host:port or unix:/path")
-    return value
-
-
-def _check_tcp_address(value: object) -> object:
-    if isinstance(value, str) and value.startswith("unix:"):
-        raise ValueError("HTTP is served on TCP only; write host:port")
-    return _check_address(value)
-
-
-_Address = Annotated[str, BeforeValidator(_check_address)]
-_TcpAddress = Annotated[str, BeforeValidator(_check_tcp_address)]
-
-
-class StrictModel(BaseModel):
-    """Base of all sections: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ListenSettings(StrictModel):
     """Where the daemon listens."""
 
-    grpc: tuple[_Address, ...] = Field(
+    grpc: tuple[Address, ...] = Field(
         min_length=1,
         max_length=16,
         description="Addresses of the data service: host:port (port 0: any) or unix:/path.",
     )
-    admin: _Address | None = Field(
+    admin: Address | None = Field(
         default=None,
         description="Address of the admin service for cachectl; a Unix socket is best.",
     )
-    http: _TcpAddress | None = Field(
+    http: TcpAddress | None = Field(
         default=None, description="Address of /metrics, /healthz and /readyz, as host:port."
     )
 
@@ -421,7 +358,7 @@ class DomainSettings(StrictModel):
 class RuleSettings(StrictModel):
     """Which domain a fetched value enters when neither caller nor store hints one."""
 
-    domain: _Name = Field(description="The domain that matching keys enter.")
+    domain: Name = Field(description="The domain that matching keys enter.")
     prefix: str = Field(default="", description="Keys that start with this text.", max_length=1024)
     asked_at_least: int = Field(
         default=0,
@@ -442,8 +379,8 @@ class RuleSettings(StrictModel):
 class NamespaceSettings(StrictModel):
     """One key space and its eviction domains."""
 
-    domains: dict[_Name, DomainSettings] = Field(min_length=1, max_length=DOMAINS_MAX)
-    default_domain: _Name | None = Field(
+    domains: dict[Name, DomainSettings] = Field(min_length=1, max_length=DOMAINS_MAX)
+    default_domain: Name | None = Field(
         default=None,
         description="Where values go when nothing else says so; may be left out if only one.",
     )
@@ -518,8 +455,8 @@ class Config(StrictModel):
     persist: PersistSettings | None = Field(
         default=None, description="What outlives the process; none: nothing."
     )
-    namespaces: dict[_Name, NamespaceSettings] = Field(min_length=1, max_length=_NAMESPACES_MAX)
-    stores: dict[_Name, StoreSettings] = Field(default_factory=dict, max_length=64)
+    namespaces: dict[Name, NamespaceSettings] = Field(min_length=1, max_length=_NAMESPACES_MAX)
+    stores: dict[Name, StoreSettings] = Field(default_factory=dict, max_length=64)
     refresh: RefreshSettings = RefreshSettings()
     drain_timeout: Duration = Field(
         default=30.0, ge=0, description="How long a stop waits for requests that were accepted."
