@@ -56,6 +56,10 @@ TEST(Config, EngineRefusalsNameTheField) {
       {"segment_bytes", [](auto& c) { c.segment_bytes = 2u << 20; }},
       {"expected_item_bytes", [](auto& c) { c.expected_item_bytes = 0; }},
       {"max_value_bytes", [](auto& c) { c.max_value_bytes = (8u << 20) + 1; }},
+      {"max_instance_bytes must be positive", [](auto& c) { c.max_instance_bytes = 0; }},
+      {"makes 65 instances", [](auto& c) { c.instances = 65; }},
+      {"makes 4096 instances", [](auto& c) { c.max_instance_bytes = kKiB; }},
+      {"instance 3 of 3", [](auto& c) { c.instance = c.instance_count = 3; }},
       {"too small", [](auto& c) { c.memory_bytes = 300 * kKiB; }},
       {"too small", [](auto& c) { c.memory_bytes = 0; }},
       {"domain all", [](auto& c) { c.namespaces[0].domains[0].budget_bytes = 1; }},
@@ -96,6 +100,21 @@ TEST(Config, NodeRefusalsNameTheField) {
   node.stores.pop_back();
   node.max_batch_keys = 0;
   EXPECT_EQ(refusal(), "max_batch_keys must be positive");
+}
+
+TEST(Config, AsFewInstancesAsTheirSizeAllows) {
+  EngineConfig config = good();
+  EXPECT_EQ(config.instances_wanted(), 1U);
+  config.memory_bytes = std::uint64_t{256} << 30;
+  EXPECT_EQ(config.instances_wanted(), 1U);
+  ++config.memory_bytes;
+  EXPECT_EQ(config.instances_wanted(), 2U);
+  config.memory_bytes = std::uint64_t{1536} << 30;
+  EXPECT_EQ(config.instances_wanted(), 6U);
+  config.max_instance_bytes = std::uint64_t{512} << 30;
+  EXPECT_EQ(config.instances_wanted(), 3U);
+  config.instances = 2;
+  EXPECT_EQ(config.instances_wanted(), 2U) << "what is given counts";
 }
 
 TEST(Config, PoliciesByName) {

@@ -126,6 +126,7 @@ struct PersistConfig {
   bool enabled() const noexcept { return !dir.empty(); }
 };
 
+// A node's whole, which make_engine() splits over its instances; or one instance's part of that.
 struct EngineConfig {
   std::uint64_t memory_bytes = 0;           // arena, index, tables, ghosts and sketches together
   std::uint32_t segment_bytes = 0;          // 0: from the smallest domain, at most 1 MiB
@@ -136,6 +137,15 @@ struct EngineConfig {
   NvmConfig nvm;
   PersistConfig persist;
 
+  // Of a whole: over how many instances; 0: as few as max_instance_bytes allows.
+  std::uint32_t instances = 0;
+  std::uint64_t max_instance_bytes = std::uint64_t{256} << 30;
+  // Of an instance's part: which one of how many it is. Keys that belong to another never reach it.
+  std::uint32_t instance = 0;
+  std::uint32_t instance_count = 1;
+
+  // Over how many instances the whole is split.
+  std::uint32_t instances_wanted() const noexcept;
   void validate() const;
 };
 

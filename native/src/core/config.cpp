@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <set>
 #include <stdexcept>
 
@@ -314,6 +315,14 @@ const char* durability_name(DurabilityKind kind) noexcept {
   return "?";
 }
 
+std::uint32_t EngineConfig::instances_wanted() const noexcept {
+  if (instances != 0) return instances;
+  const std::uint64_t most = std::max<std::uint64_t>(max_instance_bytes, 1);
+  const std::uint64_t wanted = memory_bytes / most + (memory_bytes % most != 0 ? 1 : 0);
+  return static_cast<std::uint32_t>(
+      std::clamp<std::uint64_t>(wanted, 1, std::numeric_limits<std::uint32_t>::max()));
+}
+
 void EngineConfig::validate() const {
   if (namespaces.empty()) bad("at least one namespace is needed");
   if (namespaces.size() > layout::kMaxNamespaces) bad("more than 256 namespaces");
@@ -332,6 +341,17 @@ void EngineConfig::validate() const {
   }
   if (expected_item_bytes == 0) bad("expected_item_bytes must be positive");
   if (max_value_bytes > kMaxValueBytes) bad("max_value_bytes is above 8 MiB");
+  if (max_instance_bytes == 0) bad("max_instance_bytes must be positive");
+  if (instances_wanted() > layout::kMaxInstances) {
+    bad("memory of " + std::to_string(memory_bytes) + " bytes makes " +
+        std::to_string(instances_wanted()) + " instances of at most " +
+        std::to_string(max_instance_bytes) + " bytes; a node has at most " +
+        std::to_string(layout::kMaxInstances) + ": raise max_instance_bytes");
+  }
+  if (instance_count == 0 || instance_count > layout::kMaxInstances || instance >= instance_count) {
+    bad("instance " + std::to_string(instance) + " of " + std::to_string(instance_count) +
+        " is none");
+  }
   validate_nvm(*this);
   validate_persist(*this);
 }

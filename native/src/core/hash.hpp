@@ -1,7 +1,7 @@
 // The one published hash of the cache: XXH3-128 of the key, seeded by the namespace.
 //
 // Placement takes independent bits of it, so that no two decisions correlate:
-//   high 64: shard (upper half), instance (lower half)
+//   high 64: shard (upper half), instance (lower half; core/placement.hpp)
 //   low  64: bucket (from the top, by multiplication), write-version stripe, tag (bottom 16)
 #pragma once
 

@@ -43,6 +43,7 @@ inline constexpr std::uint64_t kNvmItemsPerSketchItem = 4;  // admission by freq
 inline constexpr std::uint64_t kNvmItemsPerGhost = 2;       // admission by reject-first
 inline constexpr std::size_t kMaxNvmDevices = 16;
 
+inline constexpr std::uint32_t kMaxInstances = 64;
 inline constexpr std::size_t kMaxNamespaces = 256;
 inline constexpr std::size_t kMaxDomains = 1024;
 inline constexpr std::size_t kMaxDomainsOfNamespace = 32;
