@@ -102,7 +102,8 @@ def check_config(
         return
     console = Console()
     console.print(_settings_table(effective))
-    console.print(_domain_table(settings, bytes_of))
+    if bytes_of:
+        console.print(_domain_table(settings, bytes_of))
     if nvm is not None:
         console.print(_nvm_table(settings, nvm, node_config(settings).nvm_memory_bytes()))
 

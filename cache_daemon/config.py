@@ -239,6 +239,10 @@ def effective_settings(config: Config) -> dict[str, Any]:
     Secrets in the options of stores are masked where the store's type declares them as such.
     """
     settings = config.model_dump(mode="json")
+    if config.is_root:  # it may not say what it does not have
+        del settings["memory"]
+        for namespace in settings["namespaces"].values():
+            del namespace["domains"]
     for name, store in config.stores.items():
         model = options_model(store.type)
         if model is not None:

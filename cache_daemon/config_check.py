@@ -14,14 +14,22 @@ from cache_daemon.config_base import is_address, is_loopback, split_address
 from cache_daemon.config_model import DOMAINS_MAX, Config
 from cache_daemon.config_nvm import DeviceBytes, block_device_bytes, size_missing, usable_bytes
 from cache_daemon.config_persist import persist_problems
-from cache_daemon.config_problem import ConfigError, Path, Problem, at_path, nearest, translate
+from cache_daemon.config_problem import (
+    ConfigError,
+    Path,
+    Problem,
+    at_path,
+    nearest,
+    one_slip_one_line,
+    translate,
+)
+from cache_daemon.config_sharded import topology_problems
 from cache_daemon.config_units import format_share, format_size, parse_budget, parse_size
 from cache_daemon.stores import StoreConfigError, options_model
 
 __all__ = ["ConfigError", "Path", "Problem", "check", "is_loopback", "nearest"]
 
 _T = TypeVar("_T")
-_TOPOLOGIES_TO_COME = ("separate", "sharded")
 
 
 def check(
@@ -40,7 +48,7 @@ def check(
         config = Config.model_validate(raw)
     except ValidationError as error:
         problems += translate(Config, error, raw)
-    problems += _topology_problems(raw)
+    problems += topology_problems(raw)
     problems += _listen_problems(raw)
     problems += _memory_problems(raw, machine_memory_bytes)
     problems += _device_problems(raw, device_bytes)
@@ -51,20 +59,12 @@ def check(
         problems += _nvm_share_problems(raw, name, namespace)
     for name, store in _entries(raw, "stores"):
         problems += _option_problems(name, store)
+    problems = one_slip_one_line(problems)
     return (None if problems else config), problems
 
 
 # The checks below span sections, so they look at the raw settings: one slip in a section must not
 # hide what else is wrong with it. What has not even the right type is left to the models.
-
-
-def _topology_problems(raw: Mapping[Any, Any]) -> Iterator[Problem]:
-    topology = raw.get("topology")
-    if topology in _TOPOLOGIES_TO_COME:
-        yield Problem(
-            ("topology",),
-            f"{topology!r} comes with a later release; this one runs 'colocated'",
-        )
 
 
 def _listen_problems(raw: Mapping[Any, Any]) -> Iterator[Problem]:
@@ -92,12 +92,16 @@ def _listen_problems(raw: Mapping[Any, Any]) -> Iterator[Problem]:
 
 
 def _memory_problems(raw: Mapping[Any, Any], machine_memory_bytes: int | None) -> Iterator[Problem]:
-    size = _parsed(parse_size, at_path(raw, "memory", "size"))
+    where: Path = ("memory", "size")
+    size = _parsed(parse_size, at_path(raw, *where))
+    if size is None:  # a root may keep a few hot values
+        where = ("sharding", "root", "hot_tier", "memory")
+        size = _parsed(parse_size, at_path(raw, *where))
     if size is None:
         return
     if machine_memory_bytes is not None and size > machine_memory_bytes:
         yield Problem(
-            ("memory", "size"),
+            where,
             f"{format_size(size)} is more than the {machine_memory_bytes / (1 << 30):.1f}GiB "
             "that this machine or its cgroup allows",
         )

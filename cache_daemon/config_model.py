@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cache_daemon.config_base import Address, Name, StrictModel, TcpAddress
+from cache_daemon.config_sharded import ShardingSettings
 from cache_daemon.config_units import (
     BudgetField,
     Durability,
@@ -147,6 +148,11 @@ class MemorySettings(StrictModel):
                 f"{format_size(size)}: a segment is auto or a power of two from 16KiB to 1MiB"
             )
         return size
+
+
+def _no_memory() -> MemorySettings:
+    """Of a root; that nobody else goes without is for `config_sharded` to say."""
+    return MemorySettings.model_construct(size=0)
 
 
 class NvmDeviceSettings(StrictModel):
@@ -379,7 +385,12 @@ class RuleSettings(StrictModel):
 class NamespaceSettings(StrictModel):
     """One key space and its eviction domains."""
 
-    domains: dict[Name, DomainSettings] = Field(min_length=1, max_length=DOMAINS_MAX)
+    domains: dict[Name, DomainSettings] = Field(
+        default_factory=dict,
+        min_length=1,
+        max_length=DOMAINS_MAX,
+        description="Its eviction domains, by name; a root has none.",
+    )
     default_domain: Name | None = Field(
         default=None,
         description="Where values go when nothing else says so; may be left out if only one.",
@@ -405,8 +416,8 @@ class NamespaceSettings(StrictModel):
 
     @property
     def entry_domain(self) -> str:
-        """The default domain, or the only one."""
-        return self.default_domain or next(iter(self.domains))
+        """The default domain, or the only one; "" on a root, which has none."""
+        return self.default_domain or next(iter(self.domains), "")
 
 
 class StoreSettings(StrictModel):
@@ -440,7 +451,9 @@ class Config(StrictModel):
     """All settings of one daemon."""
 
     topology: Literal["colocated", "separate", "sharded"] = Field(
-        default="colocated", description="Only colocated works in this release."
+        default="colocated",
+        description="colocated: a cache on the ranker's host; separate: cache nodes of their own; "
+        "sharded: a root or a leaf of a cluster.",
     )
     listen: ListenSettings
     insecure: bool = Field(
@@ -448,7 +461,9 @@ class Config(StrictModel):
         description="Allow to listen beyond loopback although nothing is encrypted yet.",
     )
     limits: LimitSettings = LimitSettings()
-    memory: MemorySettings
+    memory: MemorySettings = Field(
+        default_factory=_no_memory, description="The DRAM tier; only a root has none."
+    )
     nvm: NvmSettings | None = Field(
         default=None, description="The NVM tier; none: what DRAM evicts is dropped."
     )
@@ -458,10 +473,18 @@ class Config(StrictModel):
     namespaces: dict[Name, NamespaceSettings] = Field(min_length=1, max_length=_NAMESPACES_MAX)
     stores: dict[Name, StoreSettings] = Field(default_factory=dict, max_length=64)
     refresh: RefreshSettings = RefreshSettings()
+    sharding: ShardingSettings | None = Field(
+        default=None, description="The place in a cluster; with topology: sharded."
+    )
     drain_timeout: Duration = Field(
         default=30.0, ge=0, description="How long a stop waits for requests that were accepted."
     )
     log: LogSettings = LogSettings()
+
+    @property
+    def is_root(self) -> bool:
+        """Whether the node keeps no values but asks leaves."""
+        return self.sharding is not None and self.sharding.role == "root"
 
     @property
     def persistence(self) -> PersistSettings | None:

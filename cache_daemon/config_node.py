@@ -31,6 +31,8 @@ def budgets(config: Config) -> dict[tuple[str, str], int]:
 
     Raises ConfigError when they do not fit into the arena.
     """
+    if config.is_root:
+        return {}  # it keeps no values of its own
     return _budgets(config, nvm_plan(config))
 
 

@@ -20,12 +20,22 @@ from cache_daemon.config_units import (
     parse_size,
 )
 
-__all__ = ["ConfigError", "Path", "Problem", "at_path", "nearest", "translate"]
+__all__ = [
+    "MISSING",
+    "ConfigError",
+    "Path",
+    "Problem",
+    "at_path",
+    "nearest",
+    "one_slip_one_line",
+    "translate",
+]
 
 Path = tuple[str | int, ...]
 
+MISSING = "missing; it has no default"
+
 _SHOWN_KEYS_MAX = 12
-_MISSING = "missing; it has no default"
 _EMPTY = "at least one is needed"
 
 
@@ -87,9 +97,17 @@ def at_path(node: Any, *path: str | int) -> Any:
 
 def translate(model: type[BaseModel], error: ValidationError, raw: Any) -> list[Problem]:
     """The problems that pydantic found in the raw settings of a model, in our words."""
-    problems = [_translate(model, details, raw) for details in error.errors(include_url=False)]
-    # One slip, one line. A misspelt key that is required would be complained of as missing, too;
-    # and pydantic calls a list empty when all of its items are bad.
+    return one_slip_one_line(
+        [_translate(model, details, raw) for details in error.errors(include_url=False)]
+    )
+
+
+def one_slip_one_line(problems: list[Problem]) -> list[Problem]:
+    """Without those that follow from others.
+
+    A misspelt key that is required would be complained of as missing, too; and pydantic calls a
+    list empty when all of its items are bad.
+    """
     explained = {
         (*problem.path[:-1], name)
         for problem in problems
@@ -100,7 +118,7 @@ def translate(model: type[BaseModel], error: ValidationError, raw: Any) -> list[
     return [
         problem
         for problem in problems
-        if problem.message not in (_MISSING, _EMPTY) or problem.path not in explained
+        if problem.message not in (MISSING, _EMPTY) or problem.path not in explained
     ]
 
 
@@ -116,7 +134,7 @@ def _translate(model: type[BaseModel], details: Mapping[str, Any], raw: Any) -> 
                 path, f"unknown key; {nearest(str(path[-1]), _known_keys(model, path[:-1]))}"
             )
         case "missing":
-            return Problem(path, _MISSING)
+            return Problem(path, MISSING)
         case "too_short":
             return Problem(path, _EMPTY)
         case "invalid_key":

@@ -13,6 +13,27 @@ __all__ = ["json_schema"]
 _BUILT_IN_TYPES = ("lmdb", "redis")
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
+_IS_SHARDED = {"properties": {"topology": {"const": "sharded"}}, "required": ["topology"]}
+_SHARDED = {
+    "if": _IS_SHARDED,
+    "then": {"required": ["sharding"]},
+    "else": {"properties": {"sharding": {"type": "null"}}},
+}
+# All but a root keep values.
+_VALUES = {
+    "if": {
+        "properties": {
+            "sharding": {"properties": {"role": {"const": "root"}}, "required": ["role"]}
+        },
+        "required": ["sharding"],
+        "allOf": [_IS_SHARDED],
+    },
+    "else": {
+        "required": ["memory"],
+        "properties": {"namespaces": {"additionalProperties": {"required": ["domains"]}}},
+    },
+}
+
 
 def json_schema() -> dict[str, Any]:
     """The schema as a JSON-able dict."""
@@ -20,9 +41,11 @@ def json_schema() -> dict[str, Any]:
     definitions = schema["$defs"]
     store = definitions["StoreSettings"]
     store["allOf"] = [_when(type_, definitions) for type_ in _BUILT_IN_TYPES]
-    return {"$schema": _DIALECT, "title": "feature cache configuration"} | {
-        key: value for key, value in schema.items() if key != "title"
-    }
+    return (
+        {"$schema": _DIALECT, "title": "feature cache configuration"}
+        | {key: value for key, value in schema.items() if key != "title"}
+        | {"allOf": [_SHARDED, _VALUES]}
+    )
 
 
 def _when(type_: str, definitions: dict[str, Any]) -> dict[str, Any]:

@@ -161,8 +161,11 @@ def test_one_domain_is_the_default_by_itself() -> None:
         ("[127.0.0.1:0]", "['unix:data.sock']", "must be absolute"),
         ("[127.0.0.1:0]", f"['unix:/{'x' * 120}']", "at most 107 bytes"),
         ("[127.0.0.1:0]", "[127.0.0.1:0]\n  http: unix:/x", "HTTP is served on TCP only"),
-        ("listen:", "topology: separate\nlisten:", "'separate' comes with a later release"),
-        ("listen:", "topology: sharded\nlisten:", "'sharded' comes with a later release"),
+        (
+            "listen:",
+            "topology: sharded\nlisten:",
+            "sharding: missing; topology: sharded needs it, with role, cluster and zookeeper",
+        ),
         ("listen:", "topology: colo\nlisten:", "did you mean 'colocated'?"),
         ("memory: {size: 64MiB}", "memory: 64MiB", "memory: a mapping is expected here"),
         (
@@ -317,7 +320,10 @@ def test_the_nearest_word_is_named() -> None:
 # ---- the files that we ship ----------------------------------------------------------------------
 
 
-@pytest.fixture(params=["demo.yaml", "colocated.yaml"])
+_SHIPPED = sorted(path.name for path in _CONFIGS.glob("*.yaml"))
+
+
+@pytest.fixture(params=_SHIPPED)
 def shipped(request: pytest.FixtureRequest) -> Path:
     return _CONFIGS / str(request.param)
 
@@ -328,8 +334,14 @@ def _schema_errors(settings: Any) -> list[str]:
 
 
 def test_shipped_configs_are_valid(shipped: Path) -> None:
-    assert load_config(shipped).topology == "colocated"
+    topology = load_config(shipped).topology
+    assert topology == ("colocated" if shipped.stem == "demo" else shipped.stem.split("-")[0])
     assert _schema_errors(yaml.safe_load(shipped.read_text())) == []
+
+
+def test_there_is_a_config_for_each_topology() -> None:
+    expected = {"colocated", "separate", "sharded-leaf", "sharded-root"}
+    assert expected <= {name.removesuffix(".yaml") for name in _SHIPPED}
 
 
 def test_effective_settings_are_a_valid_config_again(shipped: Path) -> None:
@@ -393,6 +405,14 @@ def test_the_schema_command_prints_the_schema() -> None:
     done = _command("schema")
     assert done.returncode == 0
     assert json.loads(done.stdout) == json_schema()
+
+
+def test_check_config_takes_what_we_ship(shipped: Path) -> None:
+    done = _command("check-config", str(shipped))
+    assert done.returncode == 0, done.stderr
+    assert "topology" in done.stdout
+    again = _command("check-config", "--json", str(shipped))
+    assert parse_config(again.stdout).topology == load_config(shipped).topology
 
 
 @pytest.mark.parametrize("command", ["run", "check-config", "schema", "version"])
