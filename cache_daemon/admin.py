@@ -25,6 +25,7 @@ from grpc_reflection.v1alpha import reflection
 
 from cache_daemon._proto._pool import POOL
 from cache_daemon._proto.feature_cache.v1 import admin_pb2, admin_pb2_grpc
+from cache_daemon.cluster_status import ClusterStatus
 from cache_daemon.config_check import is_loopback, nearest
 from cache_daemon.metrics import SampleLike, SampleSource
 from cache_daemon.node_holder import NotServing
@@ -105,6 +106,7 @@ class DaemonStatus:
     nvm_devices: Sequence[NvmDevice] = ()
     recovery: Progress | None = None  # while it recovers
     start: Report | None = None  # how it started, once it has
+    cluster: ClusterStatus | None = None  # of a root or a leaf
 
 
 class AdminServer:
@@ -249,6 +251,7 @@ class _Servicer(admin_pb2_grpc.AdminServicer):
             ],
             recovery=_recovery_status(status.recovery),
             start=_start_status(status.start),
+            cluster=_cluster_status(status.cluster),
         )
 
     def GetStats(
@@ -354,6 +357,30 @@ def _start_status(report: Report | None) -> admin_pb2.StartStatus | None:
         nvm_items=report.nvm_items,
         nvm_dropped=report.nvm_dropped,
         set_aside=report.set_aside,
+    )
+
+
+def _cluster_status(cluster: ClusterStatus | None) -> admin_pb2.ClusterStatus | None:
+    if cluster is None:
+        return None
+    age_s = cluster.session_age_seconds
+    return admin_pb2.ClusterStatus(
+        role=cluster.role,
+        cluster=cluster.cluster,
+        node=cluster.node,
+        session=cluster.session,
+        session_age_seconds=-1.0 if age_s is None else age_s,
+        map_version=cluster.map_version,
+        map_age_seconds=cluster.map_age_seconds,
+        shard_count=cluster.shard_count,
+        leaves=cluster.leaves,
+        shards_online=cluster.shards_online,
+        shards_warming=cluster.shards_warming,
+        registration=cluster.registration,
+        leader=cluster.leader,
+        moves=cluster.moves,
+        frozen=cluster.frozen,
+        problems=cluster.problems,
     )
 
 

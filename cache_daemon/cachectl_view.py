@@ -318,11 +318,18 @@ def status_dict(status: admin_pb2.GetStatusResponse) -> dict[str, Any]:
         ],
         "recovery": _fields(status.recovery) if status.HasField("recovery") else None,
         "start": _fields(status.start) if status.HasField("start") else None,
+        "cluster": _fields(status.cluster) if status.HasField("cluster") else None,
     }
 
 
-def _fields(message: admin_pb2.RecoveryStatus | admin_pb2.StartStatus) -> dict[str, Any]:
-    return {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
+def _fields(
+    message: admin_pb2.RecoveryStatus | admin_pb2.StartStatus | admin_pb2.ClusterStatus,
+) -> dict[str, Any]:
+    values = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
+    return {
+        name: value if isinstance(value, str | int | float) else list(value)
+        for name, value in values.items()
+    }
 
 
 def status_table(status: admin_pb2.GetStatusResponse) -> Table:
@@ -353,7 +360,36 @@ def status_table(status: admin_pb2.GetStatusResponse) -> Table:
     if status.HasField("start"):
         for tier, text in _start_texts(status.start):
             table.add_row(f"start, {tier}", text)
+    if status.HasField("cluster"):
+        for name, text in _cluster_texts(status.cluster):
+            table.add_row(name, text)
     return table
+
+
+def _cluster_texts(cluster: admin_pb2.ClusterStatus) -> Iterator[tuple[str, Text]]:
+    who = f"{cluster.role} {cluster.node} of {cluster.cluster}".replace("  ", " ")
+    yield "cluster", Text(who) + Text(", leads it" if cluster.leader else "")
+    session = Text(cluster.session, "green" if cluster.session == "connected" else "red")
+    if cluster.session != "connected" and cluster.session_age_seconds >= 0:
+        session += Text(f", last heard of {cluster.session_age_seconds:,.0f} s ago")
+    yield "zookeeper", session
+    if cluster.registration:
+        yield "registration", Text(cluster.registration, "red")
+    if cluster.map_version:
+        line = f"version {cluster.map_version}, {cluster.map_age_seconds:,.1f} s old"
+        yield "shard map", Text(f"{line}, {cluster.leaves} leaves")
+        warming = f", {cluster.shards_warming:,} warming" if cluster.shards_warming else ""
+        yield (
+            "shards",
+            Text(f"{cluster.shards_online:,} online{warming}, of {cluster.shard_count:,}"),
+        )
+    else:
+        yield "shard map", Text("none yet", "red")
+    if cluster.leader:
+        frozen = Text(f", frozen: {cluster.frozen}", "red") if cluster.frozen else Text("")
+        yield "moves", Text(f"{cluster.moves:,} under way") + frozen
+    for problem in cluster.problems:
+        yield "problem", Text(problem, "red")
 
 
 def _recovery_text(recovery: admin_pb2.RecoveryStatus) -> str:

@@ -49,6 +49,7 @@ class GetStatusResponse(_message.Message):
     NVM_DEVICES_FIELD_NUMBER: _builtins.int
     RECOVERY_FIELD_NUMBER: _builtins.int
     START_FIELD_NUMBER: _builtins.int
+    CLUSTER_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """STARTING, RECOVERING, SERVING, DRAINING, STOPPED"""
     version: _builtins.str
@@ -73,6 +74,10 @@ class GetStatusResponse(_message.Message):
     def start(self) -> Global___StartStatus:
         """how it started, once it has"""
 
+    @_builtins.property
+    def cluster(self) -> Global___ClusterStatus:
+        """with topology sharded"""
+
     def __init__(
         self,
         *,
@@ -88,14 +93,94 @@ class GetStatusResponse(_message.Message):
         nvm_devices: _abc.Iterable[Global___NvmDeviceStatus] | None = ...,
         recovery: Global___RecoveryStatus | None = ...,
         start: Global___StartStatus | None = ...,
+        cluster: Global___ClusterStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["recovery", b"recovery", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "recovery", b"recovery", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_addresses", b"data_addresses", "http_address", b"http_address", "memory_bytes", b"memory_bytes", "nvm_devices", b"nvm_devices", "pid", b"pid", "recovery", b"recovery", "start", b"start", "state", b"state", "stores", b"stores", "topology", b"topology", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "data_addresses", b"data_addresses", "http_address", b"http_address", "memory_bytes", b"memory_bytes", "nvm_devices", b"nvm_devices", "pid", b"pid", "recovery", b"recovery", "start", b"start", "state", b"state", "stores", b"stores", "topology", b"topology", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class ClusterStatus(_message.Message):
+    """A node's place in its cluster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    SESSION_AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    MAP_AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    SHARD_COUNT_FIELD_NUMBER: _builtins.int
+    LEAVES_FIELD_NUMBER: _builtins.int
+    SHARDS_ONLINE_FIELD_NUMBER: _builtins.int
+    SHARDS_WARMING_FIELD_NUMBER: _builtins.int
+    REGISTRATION_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """root, leaf"""
+    cluster: _builtins.str
+    node: _builtins.str
+    """its name there; a root has none"""
+    session: _builtins.str
+    """connecting, connected, suspended, lost, closed"""
+    session_age_seconds: _builtins.float
+    """since ZooKeeper was last heard of; negative: never"""
+    map_version: _builtins.int
+    """0: no map yet"""
+    map_age_seconds: _builtins.float
+    """since the map was last known to be the newest"""
+    shard_count: _builtins.int
+    leaves: _builtins.int
+    """that the map names"""
+    shards_online: _builtins.int
+    """of this leaf; on a root: that some leaf answers for"""
+    shards_warming: _builtins.int
+    registration: _builtins.str
+    """of a leaf: why it is not registered; empty: it is"""
+    leader: _builtins.bool
+    """this node leads the cluster"""
+    moves: _builtins.int
+    """under way; known to the leader alone"""
+    frozen: _builtins.str
+    """why the leader moves nothing; empty: it does"""
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        cluster: _builtins.str = ...,
+        node: _builtins.str = ...,
+        session: _builtins.str = ...,
+        session_age_seconds: _builtins.float = ...,
+        map_version: _builtins.int = ...,
+        map_age_seconds: _builtins.float = ...,
+        shard_count: _builtins.int = ...,
+        leaves: _builtins.int = ...,
+        shards_online: _builtins.int = ...,
+        shards_warming: _builtins.int = ...,
+        registration: _builtins.str = ...,
+        leader: _builtins.bool = ...,
+        moves: _builtins.int = ...,
+        frozen: _builtins.str = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "frozen", b"frozen", "leader", b"leader", "leaves", b"leaves", "map_age_seconds", b"map_age_seconds", "map_version", b"map_version", "moves", b"moves", "node", b"node", "problems", b"problems", "registration", b"registration", "role", b"role", "session", b"session", "session_age_seconds", b"session_age_seconds", "shard_count", b"shard_count", "shards_online", b"shards_online", "shards_warming", b"shards_warming"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterStatus: _TypeAlias = ClusterStatus  # noqa: Y015
 
 @_typing.final
 class RecoveryStatus(_message.Message):
