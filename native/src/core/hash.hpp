@@ -28,6 +28,11 @@ inline KeyHash hash_key(std::uint64_t seed, std::string_view key) noexcept {
   return {hash.low64, hash.high64};
 }
 
+// The virtual shard of a key, by the high half of its hash (feature_cache/cluster.hpp).
+inline std::uint32_t shard_of(std::uint64_t high, std::uint32_t shard_count) noexcept {
+  return static_cast<std::uint32_t>(((high >> 32) * shard_count) >> 32);
+}
+
 // Maps a uniform 64-bit value to [0, range) by its top bits (Lemire's multiply-shift).
 inline std::uint64_t scale(std::uint64_t uniform, std::uint64_t range) noexcept {
   return static_cast<std::uint64_t>((static_cast<unsigned __int128>(uniform) * range) >> 64);
