@@ -112,6 +112,12 @@ class LeafSettings(StrictModel):
     capacity: int = Field(
         default=0, ge=0, le=_SHARDS_MAX, description="Shards that it takes at most; 0: any number."
     )
+    write_log: Size = Field(
+        default=16 << 20,
+        ge=64 << 10,
+        le=1 << 30,
+        description="Bytes of what was written of late, for a replica that was away.",
+    )
     advertise: Address | None = Field(
         default=None,
         description="The address at which roots reach it; none: the first TCP one of listen.grpc.",
@@ -126,7 +132,8 @@ class HedgeSettings(StrictModel):
         description="When a leaf is slow: a quantile of recent replies (p95), or a time (2ms).",
     )
     budget: Share = Field(
-        default=0.02, description="Of the keys asked, at most so many are asked twice; 0: none."
+        default=0.02,
+        description="Of the requests to leaves, at most so many are sent twice; 0: none.",
     )
 
 
@@ -144,12 +151,16 @@ class RootSettings(StrictModel):
 
     leaf_timeout: Duration = Field(
         default=0.25,
-        gt=0,
         le=60,
-        description="How long one leaf may take before another replica is asked.",
+        description="How long one leaf may take before another replica is asked; 0: as long as "
+        "the caller waits.",
     )
     attempts: int = Field(
-        default=2, ge=1, le=8, description="Replicas that are asked for a key at most."
+        default=3, ge=1, le=8, description="Replicas that are asked for a key at most."
+    )
+    retry_budget: Share = Field(
+        default=0.2,
+        description="Requests to leaves that are repeated elsewhere: at most this share of them.",
     )
     hedge: HedgeSettings = HedgeSettings()
     store_fallback_budget: Share = Field(
