@@ -4,10 +4,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.proxy import TcpProxy
 from tests.servers import RedisServer
+from tests.zookeeper import ZooKeeperEnsemble, ZooKeeperServer, new_chroot
 
 
 @pytest.fixture(scope="session")
@@ -36,5 +39,60 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
             server = RedisServer(directory, *arguments, password=password)
             stack.enter_context(server)
             return server
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def _zookeeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooKeeperServer]:
+    server = ZooKeeperServer(tmp_path_factory.mktemp("zookeeper"))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def zookeeper_hosts(_zookeeper: ZooKeeperServer) -> str:
+    """A connection string with a new, empty chroot on a shared server; do not stop or pause it."""
+    return new_chroot(_zookeeper.address)
+
+
+@pytest.fixture
+def start_zookeeper(tmp_path: Path) -> Iterator[Callable[..., ZooKeeperServer]]:
+    """Starts servers of a test's own, for passwords and faults; they end with the test."""
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> ZooKeeperServer:
+            server = ZooKeeperServer(
+                Path(tempfile.mkdtemp(prefix="zookeeper-", dir=tmp_path)), **options
+            )
+            stack.enter_context(server)
+            return server
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def _zookeeper_ensemble(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooKeeperEnsemble]:
+    with ZooKeeperEnsemble(tmp_path_factory.mktemp("ensemble")) as ensemble:
+        yield ensemble
+
+
+@pytest.fixture
+def zookeeper_ensemble(_zookeeper_ensemble: ZooKeeperEnsemble) -> Iterator[ZooKeeperEnsemble]:
+    """Three members that serve. A test may kill, pause and restart them: they are repaired later.
+
+    Take a chroot of your own: `new_chroot(ensemble.hosts)`.
+    """
+    yield _zookeeper_ensemble
+    _zookeeper_ensemble.repair()
+
+
+@pytest.fixture
+def start_proxy() -> Iterator[Callable[[int], TcpProxy]]:
+    """Starts proxies in front of a port of loopback; they end with the test."""
+    with ExitStack() as stack:
+
+        def start(target_port: int) -> TcpProxy:
+            return stack.enter_context(TcpProxy(target_port))
 
         yield start
