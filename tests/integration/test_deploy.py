@@ -304,25 +304,30 @@ def test_the_image_has_the_libraries_of_the_extension() -> None:
 # ---- prometheus ----------------------------------------------------------------------------------
 
 
+RULES = ("feature-cache", "feature-cache-cluster")
+
+
 def test_prometheus_config_and_rules_are_valid() -> None:
     folder = DEPLOY / "prometheus"
+    assert {path.name for path in folder.glob("*.rules.yml")} == {f"{n}.rules.yml" for n in RULES}
     for command in (
         ("check", "config", "prometheus.yml"),
-        ("check", "rules", "feature-cache.rules.yml"),
-        ("test", "rules", "feature-cache.rules.test.yml"),
+        *(("check", "rules", f"{name}.rules.yml") for name in RULES),
+        *(("test", "rules", f"{name}.rules.test.yml") for name in RULES),
     ):
         done = run("promtool", *command, cwd=folder)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "SUCCESS" in done.stdout
 
 
-def test_every_alert_is_tested_and_says_what_to_do() -> None:
+@pytest.mark.parametrize("name", RULES)
+def test_every_alert_is_tested_and_says_what_to_do(name: str) -> None:
     folder = DEPLOY / "prometheus"
-    alerts = set(re.findall(r"- alert: (\w+)", (folder / "feature-cache.rules.yml").read_text()))
+    alerts = set(re.findall(r"- alert: (\w+)", (folder / f"{name}.rules.yml").read_text()))
     tested = set(
         re.findall(
             r"alertname: (\w+)\n\s+exp_alerts:\n",
-            (folder / "feature-cache.rules.test.yml").read_text(),
+            (folder / f"{name}.rules.test.yml").read_text(),
         )
     )
     assert alerts

@@ -230,7 +230,10 @@ def test_rules_are_evaluated_on_metrics_that_exist(watched: Watched) -> None:
         return [rule for group in groups for rule in group["rules"]]
 
     wait_until(lambda: all(rule["health"] == "ok" for rule in evaluated()), 10, "rules evaluated")
-    assert len(evaluated()) == len(rules())
+    # Those of clusters are evaluated, too; here they find nothing.
+    ours = {rule["alert"] if "alert" in rule else rule["record"] for rule in rules()}
+    assert ours <= {rule["name"] for rule in evaluated()}
+    assert len(evaluated()) > len(rules())
     names = set(watched.prometheus.get("label/__name__/values"))
     for rule in rules():
         used = set(re.findall(r"\b(?:\w+:)?feature_cache_\w+(?::\w+)?", rule["expr"]))
