@@ -19,7 +19,7 @@ class ClusterStatus:
     role: str  # root, leaf
     cluster: str
     node: str = ""  # its name in the cluster; a root has none
-    session: str = "connecting"  # connecting, connected, suspended, lost, closed
+    session: str = "disconnected"  # connected, disconnected (it may live on), lost
     session_age_seconds: float | None = None  # since ZooKeeper was heard of; None: never
     map_version: int = 0  # 0: no map yet
     map_age_seconds: float = 0.0  # since the map was last known to be the newest

@@ -41,7 +41,7 @@ _SHARDS_MAX = 1_000_000  # these two as in sharding/model.py
 _REPLICAS_MAX = 16
 _SECRET_BYTES_MAX = 4096
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+):\d{1,5}")
-_CHROOT = re.compile(r"(/[A-Za-z0-9_.\-]+)*")
+_CHROOT = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._\-]*)*")
 _NOWHERE = ("0.0.0.0", "::", "*")  # a listener's "every interface", which is no address to call
 
 # Of the other sections and of a namespace: what has no meaning on a root, which keeps no values.

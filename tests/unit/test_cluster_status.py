@@ -11,7 +11,7 @@ _LEAF = ClusterStatus(
     role="leaf",
     cluster="prod",
     node="leaf-1",
-    session="suspended",
+    session="disconnected",
     session_age_seconds=12.4,
     map_version=17,
     map_age_seconds=12.5,
@@ -51,7 +51,7 @@ def test_a_leaf_that_leads_and_has_lost_zookeeper_is_shown() -> None:
     text = _shown(_LEAF)
     for expected in (
         "leaf leaf-1 of prod, leads it",
-        "suspended, last heard of 12 s ago",
+        "disconnected, last heard of 12 s ago",
         "version 17, 12.5 s old, 3 leaves",
         "680 online, 3 warming, of 1,024",
         "3 under way, frozen: 1 of 3 leaves is there",

@@ -131,7 +131,7 @@ class ClusterStatus(_message.Message):
     node: _builtins.str
     """its name there; a root has none"""
     session: _builtins.str
-    """connecting, connected, suspended, lost, closed"""
+    """connected, disconnected (it may live on), lost"""
     session_age_seconds: _builtins.float
     """since ZooKeeper was last heard of; negative: never"""
     map_version: _builtins.int
