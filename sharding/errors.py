@@ -4,6 +4,7 @@
     ├── CorruptState         a znode holds what nobody of this release wrote
     ├── AuthenticationFailed ZooKeeper refused the credentials
     ├── Disconnected         ZooKeeper did not answer in time
+    ├── Conflict             another client changed first what a write rests on
     ├── NotInitialised       there is no cluster under this chroot yet
     ├── WrongCluster         the chroot belongs to another cluster
     ├── NameTaken            another process is registered under this node's name
@@ -16,6 +17,7 @@ The text of each says what to do next. None of them ever names a password.
 __all__ = [
     "AuthenticationFailed",
     "ClusterError",
+    "Conflict",
     "CorruptState",
     "Disconnected",
     "NameTaken",
@@ -47,7 +49,22 @@ class AuthenticationFailed(ClusterError):
 
 
 class Disconnected(ClusterError):
-    """No answer of ZooKeeper within the time a call had."""
+    """No answer of ZooKeeper within the time a call had. What was asked may have been done."""
+
+
+class Conflict(ClusterError):
+    """A znode is there, is not there, or has another version than a write expected.
+
+    Of a transaction nothing was done then.
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path = path
+        self.why = why
+
+    def __reduce__(self) -> tuple[type["Conflict"], tuple[str, str]]:
+        return type(self), (self.path, self.why)
 
 
 class NotInitialised(ClusterError):
