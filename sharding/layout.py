@@ -22,16 +22,15 @@ memory for them.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 from pydantic import BaseModel, ValidationError
 
+from sharding._envelope import FORMAT, ZNODE_BYTES_MAX, Reader, open_sealed, seal
 from sharding.errors import CorruptState
 from sharding.model import (
     NODES_MAX,
@@ -92,8 +91,6 @@ __all__ = [
     "target_path",
 ]
 
-FORMAT = 1
-ZNODE_BYTES_MAX = 256 << 10
 CHUNK_SHARDS = 1000
 CHUNK_NODES = 500
 
@@ -108,11 +105,7 @@ LEADER = "/leader"
 EPOCH = "/epoch"
 
 _SLOTS = "ab"
-_ENVELOPE = struct.Struct("<4sQI")
-_MAGIC = b"FC"
 _CURRENT, _TARGET, _HEAD, _NODES_CHUNK, _SHARDS_CHUNK = b"C", b"T", b"H", b"N", b"S"
-# Before compression. The largest is a chunk of shards with all the replicas that it may have.
-_PAYLOAD_BYTES_MAX = 1 << 20
 _JSON_BYTES_MAX = 16 << 10
 
 _VERSION = struct.Struct("<Q")
@@ -211,80 +204,6 @@ def _decode_json(model: type[_Model], path: str, data: bytes) -> _Model:
         raise CorruptState(path, f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 
-# ---- the envelope of binary znodes ---------------------------------------------------------------
-
-
-def _seal(kind: bytes, payload: bytes) -> bytes:
-    if len(payload) > _PAYLOAD_BYTES_MAX:
-        raise ValueError(f"a payload of {len(payload)} bytes; at most {_PAYLOAD_BYTES_MAX}")
-    body = struct.pack("<I", len(payload)) + zlib.compress(payload, 6)
-    data = (
-        _MAGIC + kind + bytes([FORMAT]) + struct.pack("<Q", xxhash.xxh3_64_intdigest(body)) + body
-    )
-    if len(data) > ZNODE_BYTES_MAX:
-        raise ValueError(f"a znode of {len(data)} bytes; at most {ZNODE_BYTES_MAX}")
-    return data
-
-
-def _open(kind: bytes, path: str, data: bytes) -> bytes:
-    """The payload; CorruptState unless it is one that `_seal` made."""
-    if len(data) < _ENVELOPE.size or data[:2] != _MAGIC:
-        raise CorruptState(path, f"{len(data)} bytes that this software did not write")
-    if data[3] != FORMAT:
-        raise CorruptState(path, f"format {data[3]}; this release reads {FORMAT}")
-    if data[2:3] != kind:
-        raise CorruptState(path, f"holds another kind of state ({data[2:3]!r})")
-    _, checksum, size = _ENVELOPE.unpack_from(data)
-    if xxhash.xxh3_64_intdigest(data[12:]) != checksum:
-        raise CorruptState(path, "bad checksum")
-    if size > _PAYLOAD_BYTES_MAX:
-        raise CorruptState(path, f"a payload of {size} bytes; at most {_PAYLOAD_BYTES_MAX}")
-    unpacker = zlib.decompressobj()
-    try:
-        # The limit is what keeps a few bytes from becoming gigabytes; one more shows a longer one.
-        payload = unpacker.decompress(data[_ENVELOPE.size :], size + 1)
-    except zlib.error as error:
-        raise CorruptState(path, f"does not decompress: {error}") from None
-    if len(payload) != size or not unpacker.eof or unpacker.unused_data:
-        raise CorruptState(path, "the payload is shorter or longer than it says")
-    return payload
-
-
-class _Reader:
-    """Takes a payload apart; every short read is a CorruptState."""
-
-    def __init__(self, path: str, payload: bytes) -> None:
-        self._path = path
-        self._payload = payload
-        self._at = 0
-
-    def header(self, layout: struct.Struct) -> tuple[int, ...]:
-        return layout.unpack(self.take(layout.size))
-
-    def take(self, size: int) -> bytes:
-        end = self._at + size
-        if end > len(self._payload):
-            raise CorruptState(self._path, "ends early")
-        taken = self._payload[self._at : end]
-        self._at = end
-        return taken
-
-    def array(self, dtype: str, count: int) -> npt.NDArray[np.generic]:
-        kind = np.dtype(dtype)
-        return np.frombuffer(self.take(kind.itemsize * count), dtype=kind)
-
-    def bits(self, count: int) -> npt.NDArray[np.bool_]:
-        packed = np.frombuffer(self.take((count + 7) // 8), dtype=np.uint8)
-        return np.unpackbits(packed, count=count, bitorder="little").astype(np.bool_)
-
-    def end(self) -> None:
-        if self._at != len(self._payload):
-            raise CorruptState(self._path, "holds more than it says")
-
-    def fail(self, why: str) -> CorruptState:
-        return CorruptState(self._path, why)
-
-
 def _pack_bits(shards: npt.NDArray[np.uint32], count: int) -> bytes:
     bits = np.zeros(count, dtype=np.bool_)
     bits[shards] = True
@@ -298,7 +217,7 @@ def encode_current(current: CurrentState) -> bytes:
     """Two bits a shard up to the highest: held, and online."""
     instance = current.instance_id.encode()
     count = int(current.shards[-1]) + 1 if len(current.shards) else 0
-    return _seal(
+    return seal(
         _CURRENT,
         _CURRENT_HEADER.pack(current.target_version, len(instance), count)
         + instance
@@ -308,7 +227,7 @@ def encode_current(current: CurrentState) -> bytes:
 
 
 def decode_current(path: str, data: bytes) -> CurrentState:
-    reader = _Reader(path, _open(_CURRENT, path, data))
+    reader = Reader(path, open_sealed(_CURRENT, path, data))
     target_version, instance_bytes, count = reader.header(_CURRENT_HEADER)
     _check_bits(reader, count)
     instance = _text(reader, instance_bytes)
@@ -323,12 +242,12 @@ def decode_current(path: str, data: bytes) -> CurrentState:
 def encode_target(target: Target) -> bytes:
     count = int(target.shards[-1]) + 1 if len(target.shards) else 0
     header = _TARGET_HEADER.pack(target.version, count)
-    return _seal(_TARGET, header + _pack_bits(target.shards, count))
+    return seal(_TARGET, header + _pack_bits(target.shards, count))
 
 
 def decode_target(path: str, data: bytes) -> Target:
     """Shards may lie beyond the cluster's shard_count: that is for the caller to see."""
-    reader = _Reader(path, _open(_TARGET, path, data))
+    reader = Reader(path, open_sealed(_TARGET, path, data))
     version, count = reader.header(_TARGET_HEADER)
     _check_bits(reader, count)
     shards = np.flatnonzero(reader.bits(count)).astype(np.uint32)
@@ -336,12 +255,12 @@ def decode_target(path: str, data: bytes) -> Target:
     return Target(version, shards)
 
 
-def _check_bits(reader: _Reader, count: int) -> None:
+def _check_bits(reader: Reader, count: int) -> None:
     if count > SHARDS_MAX:
         raise reader.fail(f"{count} shards; at most {SHARDS_MAX}")
 
 
-def _text(reader: _Reader, size: int) -> str:
+def _text(reader: Reader, size: int) -> str:
     try:
         return reader.take(size).decode()
     except UnicodeDecodeError:
@@ -427,7 +346,7 @@ def _tables_of(ideal: IdealState) -> _Tables:
 
 
 def decode_head(path: str, data: bytes) -> Head:
-    reader = _Reader(path, _open(_HEAD, path, data))
+    reader = Reader(path, open_sealed(_HEAD, path, data))
     version, shard_count, node_chunks, shard_chunks = reader.header(_HEAD_HEADER)
     if shard_count > SHARDS_MAX or shard_chunks != _chunks(shard_count, CHUNK_SHARDS):
         raise reader.fail(f"{shard_count} shards in {shard_chunks} chunks")
@@ -444,7 +363,7 @@ def decode_head(path: str, data: bytes) -> Head:
 
 
 def decode_nodes_chunk(path: str, data: bytes) -> NodesChunk:
-    reader = _Reader(path, _open(_NODES_CHUNK, path, data))
+    reader = Reader(path, open_sealed(_NODES_CHUNK, path, data))
     version, index, count, size = reader.header(_NODES_HEADER)
     if count > CHUNK_NODES:
         raise reader.fail(f"{count} nodes; at most {CHUNK_NODES}")
@@ -460,7 +379,7 @@ def decode_nodes_chunk(path: str, data: bytes) -> NodesChunk:
 
 
 def decode_shards_chunk(path: str, data: bytes) -> ShardsChunk:
-    reader = _Reader(path, _open(_SHARDS_CHUNK, path, data))
+    reader = Reader(path, open_sealed(_SHARDS_CHUNK, path, data))
     version, index, count, entries = reader.header(_SHARDS_HEADER)
     if count > CHUNK_SHARDS:
         raise reader.fail(f"{count} shards; at most {CHUNK_SHARDS}")
@@ -588,7 +507,7 @@ def _encode(
             shards.append(old_shards[index])
         else:
             header = _SHARDS_HEADER.pack(new.version, index, len(tables[0]), len(tables[1]))
-            data = _seal(_SHARDS_CHUNK, header + b"".join(tables))
+            data = seal(_SHARDS_CHUNK, header + b"".join(tables))
             shards.append(reference("chunks", index, old_shards, data))
     head = Head(new.version, new.shard_count, tuple(nodes), tuple(shards))
     return head, [*writes, (head_path(root), _encode_head(head))]
@@ -596,7 +515,7 @@ def _encode(
 
 def _encode_head(head: Head) -> bytes:
     refs = head.nodes + head.shards
-    return _seal(
+    return seal(
         _HEAD,
         _HEAD_HEADER.pack(head.version, head.shard_count, len(head.nodes), len(head.shards))
         + np.array([ref.version for ref in refs], dtype="<u8").tobytes()
@@ -609,7 +528,7 @@ def _encode_nodes_chunk(version: int, index: int, nodes: Sequence[Leaf]) -> byte
     if text.count(b"\n") != max(3 * len(nodes) - 1, 0):
         raise ValueError("a name, address or zone with a line break")
     header = _NODES_HEADER.pack(version, index, len(nodes), len(text))
-    return _seal(_NODES_CHUNK, header + text)
+    return seal(_NODES_CHUNK, header + text)
 
 
 def _chunks(count: int, size: int) -> int:

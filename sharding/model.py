@@ -29,6 +29,8 @@ __all__ = [
     "NodeOverride",
     "ReplicaState",
     "ShardMap",
+    "Shards",
+    "States",
     "Target",
     "shards_array",
     "states_array",
