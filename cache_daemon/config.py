@@ -242,7 +242,8 @@ def effective_settings(config: Config) -> dict[str, Any]:
     if config.is_root:  # it may not say what it does not have
         del settings["memory"]
         for namespace in settings["namespaces"].values():
-            del namespace["domains"]
+            if not namespace["domains"]:
+                del namespace["domains"]
     for name, store in config.stores.items():
         model = options_model(store.type)
         if model is not None:

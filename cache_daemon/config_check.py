@@ -23,7 +23,7 @@ from cache_daemon.config_problem import (
     one_slip_one_line,
     translate,
 )
-from cache_daemon.config_sharded import topology_problems
+from cache_daemon.config_sharded import is_root, topology_problems
 from cache_daemon.config_units import format_share, format_size, parse_budget, parse_size
 from cache_daemon.stores import StoreConfigError, options_model
 
@@ -105,6 +105,8 @@ def _memory_problems(raw: Mapping[Any, Any], machine_memory_bytes: int | None) -
             f"{format_size(size)} is more than the {machine_memory_bytes / (1 << 30):.1f}GiB "
             "that this machine or its cgroup allows",
         )
+    if is_root(raw):
+        return  # what it says of domains is meant for the leaves
     budgets = [
         _parsed(parse_budget, domain.get("budget"))
         for _, namespace in _entries(raw, "namespaces")
@@ -176,6 +178,8 @@ def _device_problems(raw: Mapping[Any, Any], device_bytes: DeviceBytes) -> Itera
 
 
 def _nvm_budget_problems(raw: Mapping[Any, Any], device_bytes: DeviceBytes) -> Iterator[Problem]:
+    if is_root(raw):
+        return
     shares_of = [
         (name, namespace["nvm"])
         for name, namespace in _entries(raw, "namespaces")
@@ -215,6 +219,8 @@ def _nvm_share_problems(
     raw: Mapping[Any, Any], name: str, namespace: Mapping[Any, Any]
 ) -> Iterator[Problem]:
     here: Path = ("namespaces", name)
+    if is_root(raw):
+        return  # whatever it says of NVM is meant for the leaves
     has_nvm = namespace.get("nvm") is not None
     if has_nvm and raw.get("nvm") is None:
         yield Problem(

@@ -32,6 +32,7 @@ __all__ = [
     "ShardingSettings",
     "ZooKeeperSettings",
     "advertised",
+    "is_root",
     "node_name",
     "read_secret",
     "topology_problems",
@@ -44,9 +45,7 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+):\d{1,5}")
 _CHROOT = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._\-]*)*")
 _NOWHERE = ("0.0.0.0", "::", "*")  # a listener's "every interface", which is no address to call
 
-# Of the other sections and of a namespace: what has no meaning on a root, which keeps no values.
-_NOT_ON_A_ROOT = ("memory", "nvm", "persist")
-_NOT_IN_A_ROOTS_NAMESPACE = ("domains", "default_domain", "rules", "nvm", "speculative")
+_NOT_ON_A_ROOT = ("memory", "nvm", "persist")  # it keeps no values
 
 
 def _check_hosts(value: object) -> object:
@@ -128,8 +127,8 @@ class HedgeSettings(StrictModel):
     """A second leaf is asked when the first is slow; the first answer wins."""
 
     after: LatenessField = Field(
-        default=Lateness(quantile=0.95),
-        description="When a leaf is slow: a quantile of recent replies (p95), or a time (2ms).",
+        default=Lateness(quantile=0.99),
+        description="When a leaf is slow: a quantile of recent replies (p99), or a time (2ms).",
     )
     budget: Share = Field(
         default=0.02,
@@ -167,8 +166,8 @@ class RootSettings(StrictModel):
         default=0.05,
         description="Keys that no leaf answers ask the store: at most this share of all asked.",
     )
-    connections_per_leaf: int = Field(
-        default=2, ge=1, le=64, description="Connections that are kept to each leaf."
+    threads: int = Field(
+        default=2, ge=1, le=64, description="Threads that complete the requests to leaves."
     )
     hot_tier: HotTierSettings | None = Field(
         default=None, description="None: every read asks the leaves."
@@ -283,12 +282,16 @@ def _can_be_called(address: str) -> bool:
     return host != "" and host not in _NOWHERE
 
 
+def is_root(raw: Mapping[Any, Any]) -> bool:
+    """Whether raw settings are a root's."""
+    return raw.get("topology") == "sharded" and at_path(raw, "sharding", "role") == "root"
+
+
 def topology_problems(raw: Mapping[Any, Any]) -> Iterator[Problem]:
     """What `topology` asks of the sections, of raw settings."""
     sharded = raw.get("topology") == "sharded"
     sharding = raw.get("sharding")
     role = at_path(raw, "sharding", "role")
-    is_root = sharded and role == "root"
     if sharded and sharding is None:
         yield Problem(
             ("sharding",),
@@ -308,7 +311,7 @@ def topology_problems(raw: Mapping[Any, Any]) -> Iterator[Problem]:
                 ("sharding", other),
                 f"this node's role is {role}; remove it, or write role: {other}",
             )
-    yield from _root_problems(raw) if is_root else _values_problems(raw)
+    yield from _root_problems(raw) if is_root(raw) else _values_problems(raw)
     if sharded and role == "leaf":
         yield from _leaf_problems(raw)
 
@@ -330,15 +333,8 @@ def _root_problems(raw: Mapping[Any, Any]) -> Iterator[Problem]:
                 (section,),
                 f"a root keeps no values of its own: this belongs to the leaves{hint}",
             )
-    stores = []
-    for name, namespace in _mappings(raw.get("namespaces")):
-        stores.append(namespace.get("store"))
-        for key in _NOT_IN_A_ROOTS_NAMESPACE:
-            if namespace.get(key):
-                yield Problem(
-                    ("namespaces", name, key),
-                    "a root keeps no values of its own: this belongs to the leaves",
-                )
+    # Its namespaces may be those of a leaf's file: what only keepers of values need has no effect.
+    stores = [namespace.get("store") for _, namespace in _mappings(raw.get("namespaces"))]
     budget = at_path(raw, "sharding", "root", "store_fallback_budget")
     if budget is not None and budget not in (0, "0%") and not any(stores):
         yield Problem(

@@ -89,6 +89,13 @@ def test_a_root_keeps_nothing() -> None:
     assert config.namespaces["pin"].entry_domain == ""
 
 
+def test_a_root_takes_the_namespaces_of_a_leaf() -> None:
+    domains = "domains: {a: {budget: 60%}, b: {budget: 4GiB}}, default_domain: a"
+    text = _ROOT.replace("pin: {}", f"pin: {{{domains}, nvm: {{budget: 9%}}}}")
+    text = text.replace("cluster: test", "cluster: test\n  root: {hot_tier: {memory: 8MiB}}")
+    assert list(parse_config(text).namespaces["pin"].domains) == ["a", "b"]
+
+
 def _in_leaf(addition: str) -> str:
     return _LEAF.replace("  cluster: test\n", f"  cluster: test\n  {addition}\n")
 
@@ -114,10 +121,6 @@ def _in_root(addition: str) -> str:
         (_SEPARATE.replace("domains:", "domans:"), "unknown key; did you mean 'domains'?"),
         (_ROOT + "memory: {size: 64MiB}\n", "for a hot tier write sharding.root.hot_tier"),
         (_ROOT + "persist: {}\n", "persist: a root keeps no values of its own"),
-        (
-            _ROOT.replace("pin: {}", "pin: {domains: {all: {budget: 100%}}}"),
-            "namespaces.pin.domains: a root keeps no values of its own: this belongs to the leaves",
-        ),
         (_in_leaf("root: {}"), "sharding.root: this node's role is leaf; remove it, or write"),
         (_in_root("leaf: {}"), "sharding.leaf: this node's role is root; remove it, or write"),
         (
