@@ -92,7 +92,7 @@ __all__ = [
 ]
 
 CHUNK_SHARDS = 1000
-CHUNK_NODES = 500
+CHUNK_NODES = 400
 
 CONFIG = "/config"
 NODES = "/nodes"
@@ -114,6 +114,8 @@ _TARGET_HEADER = struct.Struct("<QI")  # version, bits
 _HEAD_HEADER = struct.Struct("<QIHH")  # version, shards, node chunks, shard chunks
 _NODES_HEADER = struct.Struct("<QHHI")  # version, chunk, nodes, bytes of text
 _SHARDS_HEADER = struct.Struct("<QHHI")  # version, chunk, shards, replicas
+
+_WORDS = 4  # of a node: name, address, zone, instance
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -369,13 +371,12 @@ def decode_nodes_chunk(path: str, data: bytes) -> NodesChunk:
         raise reader.fail(f"{count} nodes; at most {CHUNK_NODES}")
     text = _text(reader, size)
     reader.end()
-    # No name, address or zone has a control character.
+    # None of them has a control character.
     words = text.split("\n") if count else []
-    if len(words) != 3 * count:
+    if len(words) != _WORDS * count:
         raise reader.fail(f"{len(words)} words for {count} nodes")
-    return NodesChunk(
-        version, index, tuple(Leaf(*words[at : at + 3]) for at in range(0, len(words), 3))
-    )
+    rows = (words[at : at + _WORDS] for at in range(0, len(words), _WORDS))
+    return NodesChunk(version, index, tuple(Leaf(*row) for row in rows))
 
 
 def decode_shards_chunk(path: str, data: bytes) -> ShardsChunk:
@@ -524,9 +525,10 @@ def _encode_head(head: Head) -> bytes:
 
 
 def _encode_nodes_chunk(version: int, index: int, nodes: Sequence[Leaf]) -> bytes:
-    text = "\n".join(f"{node.name}\n{node.address}\n{node.zone}" for node in nodes).encode()
-    if text.count(b"\n") != max(3 * len(nodes) - 1, 0):
-        raise ValueError("a name, address or zone with a line break")
+    rows = ((node.name, node.address, node.zone, node.instance) for node in nodes)
+    text = "\n".join(word for row in rows for word in row).encode()
+    if text.count(b"\n") != max(_WORDS * len(nodes) - 1, 0):
+        raise ValueError("a name, address, zone or instance with a line break")
     header = _NODES_HEADER.pack(version, index, len(nodes), len(text))
     return seal(_NODES_CHUNK, header + text)
 

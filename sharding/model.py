@@ -144,6 +144,7 @@ class Leaf:
     name: str  # unique in the cluster
     address: str  # host:port or unix:/path
     zone: str
+    instance: str = ""  # the registration that was believed; the data plane does not need it
 
 
 @dataclass(frozen=True, eq=False)

@@ -252,7 +252,7 @@ def test_a_large_cluster_fits_and_is_read_fast() -> None:
 
 def test_the_fullest_chunk_fits_into_a_znode() -> None:
     random = np.random.default_rng(3)
-    leaves = tuple(Leaf(f"n{i:05}", "x" * 260, "z" * 128) for i in range(60_000))
+    leaves = tuple(Leaf(f"n{i:05}", "x" * 260, "z" * 128, "i" * 128) for i in range(60_000))
     leaf = np.concatenate([random.choice(60_000, 64, replace=False) for _ in range(1000)])
     view = ShardMap(
         1, leaves, u32(np.arange(1001) * 64), u32(leaf), u8(random.integers(0, 2, 64_000))
