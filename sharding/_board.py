@@ -1,5 +1,7 @@
 """The board on which placement works: an assignment, and rounds of vectorised exchanges on it."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,7 +15,7 @@ _SEED = 20_240_607  # any: the same input shall give the same placement
 _MIX_ROUNDS = 24
 _SWAP_ROUNDS = 200
 _HAND_OVER_ROUNDS = 60
-_SCANNED_MAX = 200_000_000  # entries that the exact search for partners may look at
+_SCANNED_MAX = 50_000_000  # entries that the exact search for partners may look at
 _BATCHES = 16
 
 
@@ -25,7 +27,7 @@ class Board:
     """
 
     def __init__(
-        self, assignment: npt.NDArray[np.int32], zone: Ints, limit: int, cap: Ints
+        self, assignment: npt.NDArray[np.signedinteger[Any]], zone: Ints, limit: int, cap: Ints
     ) -> None:
         self.assignment = assignment.astype(np.int64)
         self.zone = zone
@@ -36,6 +38,8 @@ class Board:
         self._crowded_nodes = np.empty(0, np.int64)
         # Placed in this call: to move them again costs nothing.
         self._fresh = np.zeros(self.assignment.shape, bool)
+        # Placed above the first zone limit: they go to the end of their rows.
+        self._late = np.zeros(self.assignment.shape, bool)
         self._random = np.random.default_rng(_SEED)
 
     @property
@@ -69,7 +73,7 @@ class Board:
         if self.width < wanted:
             more = np.full((self.shard_count, wanted - self.width), _NONE, np.int64)
             self.assignment = np.hstack([row, more])
-        self._fresh = np.zeros(self.assignment.shape, bool)
+        self._forget_marks()
 
     def narrow(self, wanted: int, quota: Ints) -> None:
         """Leaves at most `wanted` replicas a shard: those on the fullest nodes go, in batches."""
@@ -85,12 +89,19 @@ class Board:
                 full = np.where(held == _NONE, -1.0, fullness[held])
                 self.assignment[rows, full.argmax(axis=1)] = _NONE
         self.assignment = self.compact()[:, :wanted].copy()
-        self._fresh = np.zeros(self.assignment.shape, bool)
+        self._forget_marks()
 
     def compact(self) -> Ints:
-        """The assignment with holes last and the order kept."""
-        order = np.argsort(self.assignment == _NONE, axis=1, kind="stable")
+        """The assignment with holes last, before them what shares a zone; else the order is kept.
+
+        So the next placement sets the same replicas aside, and moves none.
+        """
+        order = np.argsort(np.where(self.assignment == _NONE, 2, self._late), axis=1, kind="stable")
         return np.take_along_axis(self.assignment, order, axis=1)
+
+    def _forget_marks(self) -> None:
+        self._fresh = np.zeros(self.assignment.shape, bool)
+        self._late = np.zeros(self.assignment.shape, bool)
 
     # ---- zones -----------------------------------------------------------------------------------
 
@@ -99,23 +110,28 @@ class Board:
         crowded = self._seen_before() >= self.limit
         self._crowded_rows = np.nonzero(crowded)[0]
         self._crowded_nodes = self.assignment[crowded]
-        self.assignment[crowded] = _NONE
+        self.assignment = np.where(crowded, _NONE, self.assignment)
 
-    def restore_crowded(self) -> None:
-        """Puts back what was set aside, where there still is a hole and room, within the limit."""
-        room = self.cap - self.load()
-        again = []
-        for row, node in zip(self._crowded_rows, self._crowded_nodes, strict=True):
-            holes = np.flatnonzero(self.assignment[row] == _NONE)
-            same_zone = np.count_nonzero(self._zones(self.assignment[row]) == self.zone[node])
-            has_it = (self.assignment[row] == node).any()
-            if len(holes) and room[node] > 0 and not has_it and same_zone < self.limit:
-                self.assignment[row, holes[0]] = node
-                room[node] -= 1
-            elif len(holes) and not has_it:
-                again.append((row, node))
-        self._crowded_rows = np.array([row for row, _ in again], np.int64)
-        self._crowded_nodes = np.array([node for _, node in again], np.int64)
+    def raise_limit(self) -> None:
+        """One more replica of a shard may lie in a zone; puts back what was set aside, where there
+        still are a hole and room. What is placed from here on is late."""
+        self.limit += 1
+        self._fresh[:] = False
+        for _ in range(self.width):
+            rows, nodes = self._crowded_rows, self._crowded_nodes
+            columns = self._first_hole()[rows]
+            good = (self.assignment[rows, columns] == _NONE) & self._legal(rows, columns, nodes)
+            good &= _rank(rows) < 1
+            chosen = np.flatnonzero(good)
+            room = self.cap - self.load()
+            chosen = chosen[_rank(nodes[chosen]) < room[nodes[chosen]]]
+            if not len(chosen):
+                return
+            self.assignment[rows[chosen], columns[chosen]] = nodes[chosen]
+            self._late[rows[chosen], columns[chosen]] = True
+            left = np.ones(len(rows), bool)
+            left[chosen] = False
+            self._crowded_rows, self._crowded_nodes = rows[left], nodes[left]
 
     def _zones(self, nodes: Ints) -> Ints:
         return np.where(nodes == _NONE, _NONE, self.zone[nodes])
@@ -173,7 +189,7 @@ class Board:
 
     # ---- holes -----------------------------------------------------------------------------------
 
-    def fill_holes(self, quota: Ints) -> None:
+    def fill_holes(self, quota: Ints, late: bool = False) -> None:
         """Fills holes from the nodes below their quota; shards with the fewest replicas first.
 
         Afterwards every entry is legal; holes are left where no exchange was found.
@@ -184,15 +200,15 @@ class Board:
             return
         self._random.shuffle(slots)
         held = np.count_nonzero(self.assignment != _NONE, axis=1)[rows]
-        later_hole = (
-            columns - self._first_hole()[rows]
-        )  # a row's second hole comes after all firsts
+        # A row's second hole comes after the first holes of all.
+        later_hole = columns - self._first_hole()[rows]
         order = np.lexsort((self._random.permutation(len(rows)), held + later_hole))
         count = min(len(rows), len(slots))
         rows, columns = rows[order[:count]], columns[order[:count]]
         self.assignment[rows, columns] = slots[:count]
         self._fresh[rows, columns] = True
-        self._swap_misplaced()
+        self._late[rows, columns] = late
+        self._swap_misplaced(slots[count:])
         self._search_partners()
         self.take_back_misplaced()
 
@@ -207,9 +223,9 @@ class Board:
         rows, index = np.unique(rows[::-1], return_index=True)
         return rows, columns[::-1][index]
 
-    def _swap_misplaced(self) -> None:
-        """Lets misplaced entries swap round by round: in turn with random fresh ones, and with each
-        other, where it is enough that one of the two is settled by it."""
+    def _swap_misplaced(self, spare: Ints) -> None:
+        """Lets misplaced entries swap round by round: in turn with random fresh ones, with each
+        other, where it is enough that one of the two is settled, and with slots nobody took."""
         rows, columns = self._misplaced()
         fresh_rows, fresh_columns = np.nonzero(self._fresh & (self.assignment != _NONE))
         for turn in range(_SWAP_ROUNDS):
@@ -218,7 +234,7 @@ class Board:
                 if not len(rows):
                     return
             left = np.ones(len(rows), bool)
-            if turn % 2 == 0:
+            if turn % 3 == 0:
                 picked = self._random.integers(0, len(fresh_rows), len(rows))
                 partners, partner_at = fresh_rows[picked], fresh_columns[picked]
                 # Each row takes part in one swap a round.
@@ -226,13 +242,21 @@ class Board:
                 partners, partner_at = partners[chosen], partner_at[chosen]
                 good, _ = self._swap(rows[chosen], columns[chosen], partners, partner_at, 2)
                 left[chosen[good]] = False
-            else:
+            elif turn % 3 == 1:
                 half = len(rows) // 2
                 order = self._random.permutation(len(rows))
                 ones, others = order[:half], order[half : 2 * half]
                 good, also = self._swap(rows[ones], columns[ones], rows[others], columns[others], 1)
                 left[ones[good]] = False
                 left[others[also]] = False
+            else:
+                self._random.shuffle(spare)
+                count = min(len(spare), len(rows))
+                good = self._legal(rows[:count], columns[:count], spare[:count])
+                taken = np.flatnonzero(good)
+                places = rows[taken], columns[taken]
+                self.assignment[places], spare[taken] = spare[taken], self.assignment[places]
+                left[taken] = False
             rows, columns = rows[left], columns[left]
 
     def _search_partners(self) -> None:
@@ -356,6 +380,8 @@ class Board:
 
     def feed_the_empty(self) -> None:
         """No shard goes without while another has two: it takes over one of them."""
+        self.assignment = self.compact()
+        self._forget_marks()
         held = np.count_nonzero(self.assignment != _NONE, axis=1)
         empty = np.flatnonzero(held == 0)
         rich = np.flatnonzero(held > 1)

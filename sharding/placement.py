@@ -10,6 +10,7 @@ deterministic for the same input. What cannot be had is reported as data.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ __all__ = ["NO_NODE", "Placement", "PlacementNode", "Problem", "count_moves", "p
 NO_NODE = -1  # in an assignment: this replica has no node
 
 _FIRST_ROUNDS = 32
+_PASSES_MAX = 8
 _NAMES_SHOWN = 5
 
 
@@ -86,9 +88,22 @@ def place(
 
     nodes_in_zone = np.bincount(zone[cap > 0], minlength=len(zone_names)).astype(np.int64)
     limit = _zone_limit(nodes_in_zone, wanted)
-    board = Board(_kept(previous, shard_count, cap), zone, limit, cap)
-    _fill(board, wanted, weight, nodes_in_zone)
-    board.feed_the_empty()
+    share = weight * (cap > 0)
+    start: npt.NDArray[np.signedinteger[Any]] = _kept(previous, shard_count, cap)
+    for _ in range(_PASSES_MAX):
+        board = Board(start, zone, limit, cap)
+        board.widen(wanted)
+        kept = board.assignment
+        _fill(board, wanted, weight, nodes_in_zone)
+        board.feed_the_empty()
+        now = _badness(board, limit, share)
+        if kept.shape[1] == wanted and _badness(Board(kept, zone, limit, cap), limit, share) <= now:
+            board.assignment = kept  # another arrangement, but none that is worth a move
+            break
+        if not any(now[:4]):
+            break
+        # Not all was met: a second look from what it is now may find more, and the next call would.
+        start = board.assignment
     board.balance_first(_FIRST_ROUNDS)
     assignment = np.full((shard_count, replicas), NO_NODE, np.int32)
     assignment[:, :wanted] = board.compact()[:, :wanted]
@@ -131,6 +146,23 @@ def _kept(
     return kept
 
 
+def _badness(
+    board: Board, limit: int, share: npt.NDArray[np.float64]
+) -> tuple[int, int, int, int, float]:
+    """What to have little of, the worst first: replicas above a capacity, shards without a node,
+    holes, shards with more than `limit` replicas in a zone, and how far loads are from shares."""
+    load = board.load()
+    ideal = load.sum() * share / share.sum()
+    far = float((np.square(load - ideal) / np.maximum(share, share.max() * 1e-9)).sum())
+    return (
+        int(np.maximum(load - board.cap, 0).sum()),
+        int(np.count_nonzero((board.assignment == NO_NODE).all(axis=1))),
+        board.holes(),
+        board.crowded_shards(limit),
+        round(far, 6),
+    )
+
+
 def _fill(
     board: Board, wanted: int, weight: npt.NDArray[np.float64], nodes_in_zone: npt.NDArray[np.int64]
 ) -> None:
@@ -142,7 +174,6 @@ def _fill(
         held = board.load()
         return whole_quotas(total, weight, board.cap, board.zone, zone_cap, held, least)
 
-    board.widen(wanted)
     board.set_aside_crowded()
     quota = quotas(None)
     if board.width > wanted:
@@ -157,9 +188,8 @@ def _fill(
     board.take_back_misplaced()
     while board.holes() and board.limit < wanted:
         # Fewer replicas would be worse than two in a zone.
-        board.limit += 1
-        board.restore_crowded()
-        board.fill_holes(quotas(board.load()))
+        board.raise_limit()
+        board.fill_holes(quotas(board.load()), late=True)
 
 
 # ---- what is said of it --------------------------------------------------------------------------

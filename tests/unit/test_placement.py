@@ -294,3 +294,19 @@ def test_a_replica_more_and_one_less() -> None:
     back = place(nodes, 300, 2, three.assignment)
     assert count_moves(three.assignment, back.assignment) <= 6
     assert _load(nodes, back.assignment).max() <= 101
+
+
+def test_a_zone_that_is_shared_stays_as_it_is() -> None:
+    nodes = [PlacementNode(f"n{i:02}", f"z{i % 3}", capacity=0 if i % 3 else 50) for i in range(30)]
+    first = place(nodes, 1000, 3)
+    assert count_moves(first.assignment, place(nodes, 1000, 3, first.assignment).assignment) == 0
+
+
+def test_a_cluster_that_grew_from_one_node_is_as_good_as_a_new_one() -> None:
+    nodes = _cluster(30, 3)
+    alone = place(nodes[:1], 1000, 3)
+    grown = place(nodes, 1000, 3, alone.assignment)
+    assert _load(nodes, grown.assignment).max() == 100
+    assert _most_in_a_zone(nodes, grown.assignment) == 1
+    assert (grown.assignment == 0).sum() == 100
+    assert count_moves(alone.assignment, grown.assignment) == 2900
