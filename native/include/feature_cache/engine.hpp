@@ -33,8 +33,9 @@ struct NvmCell {
   std::uint64_t hash = 0;
   std::uint64_t entry = 0;  // the index entry's word
   NamespaceIndex ns = kNoNamespace;
-  Token token;               // what a fetch of the key may install
-  std::uint32_t column = 0;  // the caller's numbers, handed back as they are
+  Token token;                 // what a fetch of the key may install
+  std::uint16_t instance = 0;  // whose `entry` it is, of a node of several
+  std::uint32_t column = 0;    // the caller's numbers, handed back as they are
   std::uint32_t position = 0;
 };
 

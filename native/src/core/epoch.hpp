@@ -7,11 +7,14 @@
 // Slots belong to the process, never to shared memory: the dead hold none.
 #pragma once
 
+#include <array>
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <limits>
 #include <memory>
 
+#include "core/layout.hpp"
 #include "core/spin.hpp"
 
 namespace fc {
@@ -40,6 +43,7 @@ class EpochManager {
 
  private:
   friend class EpochGuard;
+  friend class EpochGuards;
   struct alignas(64) ReaderSlot {
     std::atomic<std::uint64_t> epoch{kIdle};
   };
@@ -74,6 +78,33 @@ class EpochGuard {
 
  private:
   std::atomic<std::uint64_t>* slot_;
+};
+
+// Holds the epochs of several managers, each from when it is first wanted.
+class EpochGuards {
+ public:
+  EpochGuards() noexcept = default;  // slots_ stays as it is: held_ says which of them count
+  ~EpochGuards() {
+    for (; held_ != 0; held_ &= held_ - 1) {
+      slots_[std::countr_zero(held_)]->store(EpochManager::kIdle, std::memory_order_release);
+    }
+  }
+  EpochGuards(const EpochGuards&) = delete;
+  EpochGuards& operator=(const EpochGuards&) = delete;
+
+  bool holds(std::uint32_t number) const noexcept { return (held_ >> number & 1) != 0; }
+  // `number`: below kMost, of a manager that is not held yet.
+  void enter(std::uint32_t number, EpochManager& epochs) noexcept {
+    slots_[number] = epochs.enter();
+    held_ |= std::uint64_t{1} << number;
+  }
+
+ private:
+  static constexpr std::uint32_t kMost = layout::kMaxInstances;
+  static_assert(kMost <= 64);
+
+  std::uint64_t held_ = 0;
+  std::array<std::atomic<std::uint64_t>*, kMost> slots_;
 };
 
 }  // namespace fc

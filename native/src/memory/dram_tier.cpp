@@ -290,67 +290,6 @@ void DramTier::count_later(NamespaceIndex ns, std::uint64_t hits, std::uint64_t 
   if (misses != 0) namespaces_[ns]->misses.add(misses);
 }
 
-// Calls body(i, hash) for every item, some items after its bucket and ghosts were prefetched.
-template <class Body>
-void DramTier::for_each_prefetched(const Namespace& ns, std::span<const PutItem> items,
-                                   Body&& body) {
-  constexpr std::size_t kAhead = 8;
-  std::array<KeyHash, kAhead> hashes;
-  for (std::size_t step = 0; step < items.size() + kAhead; ++step) {
-    if (step >= kAhead) body(step - kAhead, hashes[step % kAhead]);
-    if (step < items.size()) {
-      const KeyHash hash = hash_key(ns.seed, items[step].key);
-      hashes[step % kAhead] = hash;
-      index_.prefetch(index_.home_of(hash.low));
-      const DomainIndex domain =
-          items[step].domain != kNoDomain ? items[step].domain : ns.router->fallback();
-      domains_[domain]->prefetch(hash.low);
-    }
-  }
-}
-
-void DramTier::put(NamespaceIndex ns_index, std::span<const PutItem> items,
-                   std::span<WriteStatus> statuses) {
-  Namespace& ns = *namespaces_[ns_index];
-  const Tick tick = now();
-  for_each_prefetched(ns, items, [&](std::size_t i, const KeyHash& hash) {
-    const Outcome outcome = write(ns, items[i], hash, nullptr, tick);
-    statuses[i] = outcome == Outcome::Rejected ? WriteStatus::Rejected : WriteStatus::Stored;
-  });
-  if (lower_ != nullptr) lower_->settle_writes();
-}
-
-void DramTier::install(NamespaceIndex ns_index, std::span<const PutItem> items,
-                       std::span<const Token> tokens, std::span<InstallStatus> statuses) {
-  Namespace& ns = *namespaces_[ns_index];
-  const Tick tick = now();
-  for_each_prefetched(ns, items, [&](std::size_t i, const KeyHash& hash) {
-    switch (write(ns, items[i], hash, &tokens[i], tick)) {
-      case Outcome::Stored:
-        statuses[i] = InstallStatus::Installed;
-        break;
-      case Outcome::Rejected:
-        statuses[i] = InstallStatus::Rejected;
-        break;
-      case Outcome::TokenVoid:
-        statuses[i] = InstallStatus::TokenVoid;
-        ns.tokens_void.add();
-        break;
-    }
-  });
-}
-
-void DramTier::erase(NamespaceIndex ns_index, std::span<const std::string_view> keys,
-                     std::span<WriteStatus> statuses) {
-  Namespace& ns = *namespaces_[ns_index];
-  for (std::size_t i = 0; i < keys.size(); ++i) {
-    remove(ns, keys[i], hash_key(ns.seed, keys[i]));
-    ns.erased.add();
-    statuses[i] = WriteStatus::Stored;
-  }
-  if (lower_ != nullptr) lower_->settle_writes();
-}
-
 bool DramTier::token_alive(NamespaceIndex ns_index, std::string_view key,
                            Token token) const noexcept {
   const Namespace& ns = *namespaces_[ns_index];

@@ -68,8 +68,8 @@ class DramTier {
   void spill(std::uint64_t deadline_ns, std::span<const std::uint64_t> bytes_most);
 
   // `rejected`: entries of the tier below that were read already and are not the key's, or cannot
-  // be read.
-  void get(GetColumn& column, std::span<const std::uint64_t> rejected = {});
+  // be read. Returns how many cells were answered from the tier below.
+  std::uint64_t get(GetColumn& column, std::span<const std::uint64_t> rejected = {});
   // Counts cells whose answer came later than their lookup.
   void count_later(NamespaceIndex ns, std::uint64_t hits, std::uint64_t misses) noexcept;
   void put(NamespaceIndex ns, std::span<const PutItem> items, std::span<WriteStatus> statuses);
@@ -106,7 +106,11 @@ class DramTier {
     DomainIndex domain_count = 0;
     std::uint64_t negative_ttl_ms = 0;
   };
+  friend class TierSet;
   struct GetTally;
+  struct GetBatch;
+  class OneTier;
+  class ManyTiers;
   class VersionRaiser;
   enum class Outcome : std::uint8_t { Stored, Rejected, TokenVoid };
 
@@ -116,8 +120,14 @@ class DramTier {
   }
   Tick expiry_of(const Domain& domain, const PutItem& item, const Namespace& ns,
                  const KeyHash& hash, Tick tick) const noexcept;
-  template <class Body>
-  void for_each_prefetched(const Namespace& ns, std::span<const PutItem> items, Body&& body);
+  // batch_writes.cpp
+  template <class Choose, class Body>
+  static void for_each_prefetched(NamespaceIndex ns, std::uint64_t seed,
+                                  std::span<const PutItem> items, Choose&& choose, Body&& body);
+  WriteStatus put_one(NamespaceIndex ns, const PutItem& item, const KeyHash& hash, Tick tick);
+  InstallStatus install_one(NamespaceIndex ns, const PutItem& item, const Token& token,
+                            const KeyHash& hash, Tick tick);
+  WriteStatus erase_one(NamespaceIndex ns, std::string_view key, const KeyHash& hash);
   Outcome write(Namespace& ns, const PutItem& item, const KeyHash& hash, const Token* token,
                 Tick tick);
   Outcome publish(Namespace& ns, Domain& domain, const PutItem& item, const Place& place,
@@ -143,16 +153,19 @@ class DramTier {
   std::uint64_t side_bytes() const noexcept;
 
   // get.cpp
-  void get_chunk(GetColumn& column, std::size_t begin, std::size_t end, Tick tick, GetTally& tally);
-  void get_group(GetColumn& column, std::size_t begin, std::size_t end, Tick tick, GetTally& tally);
-  void find_again(GetColumn& column, std::size_t position, std::uint64_t hash, Tick tick,
-                  GetTally& tally);
-  bool serve(GetColumn& column, std::size_t position, const RecordHeader& record, Entry entry,
-             Slot& slot, Tick tick, std::uint64_t hash, GetTally& tally);
-  bool serve_below(GetColumn& column, std::size_t position, Entry entry, Slot& slot, Tick tick,
-                   std::uint64_t hash, Token token, GetTally& tally);
-  bool append_value(GetColumn& column, std::size_t position, CellStatus status, std::uint32_t bytes,
-                    GetTally& tally, std::uint8_t** to);
+  template <class Tiers>
+  static void get_all(Tiers tiers, GetBatch& batch);
+  template <class Tiers>
+  static void get_group(Tiers tiers, typename Tiers::Chunk& chunk, GetBatch& batch,
+                        std::size_t begin, std::size_t end);
+  void find_again(GetBatch& batch, GetTally& tally, std::size_t position, std::uint64_t hash);
+  bool serve(GetColumn& column, GetBatch& batch, GetTally& tally, std::size_t position,
+             const RecordHeader& record, Entry entry, Slot& slot, std::uint64_t hash);
+  bool serve_below(GetBatch& batch, GetTally& tally, std::size_t position, Entry entry, Slot& slot,
+                   std::uint64_t hash, Token token);
+  bool append_value(GetColumn& column, GetBatch& batch, GetTally& tally, std::size_t position,
+                    CellStatus status, std::uint32_t bytes, std::uint8_t** to);
+  void count(const GetTally& tally) noexcept;
   void copy_value(const RecordHeader& record, std::uint64_t location, std::uint8_t* to) noexcept;
 
   const ArenaMemory memory_;
@@ -160,6 +173,7 @@ class DramTier {
   const Ticks ticks_;
   const std::uint64_t max_value_bytes_;
   const std::uint64_t memory_bytes_;
+  const std::uint16_t instance_;
   Arena arena_;
   Index index_;
   EpochManager epochs_;

@@ -16,6 +16,7 @@ DramTier::DramTier(const EngineConfig& config, const Clock& clock, StartReport& 
       ticks_(clock, memory_.head().header.tick_base_ms),
       max_value_bytes_(config.max_value_bytes),
       memory_bytes_(config.memory_bytes),
+      instance_(static_cast<std::uint16_t>(config.instance)),
       arena_(memory_),
       index_(arena_.buckets(), geometry_.bucket_count, memory_.head().moves),
       write_versions_(

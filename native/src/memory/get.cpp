@@ -14,13 +14,18 @@
 // below are looked at there, too: their records are served when they lie in memory still, else
 // pinned and handed to the caller to be read.
 //
+// With several instances the passes are the same: each key has its tier with it, so a batch goes
+// through all tiers at once and its values are copied once, to where they belong.
+//
 // An epoch covers kChunk keys at most, so that a huge batch does not keep memory from its writers.
 
 #include <algorithm>
 #include <array>
 
+#include "core/placement.hpp"
 #include "core/sequence_point.hpp"
 #include "memory/dram_tier.hpp"
+#include "memory/tier_set.hpp"
 
 namespace fc {
 namespace {
@@ -31,14 +36,6 @@ constexpr unsigned kHotFrequency = 2;    // hits that make a key worth a refresh
 constexpr std::size_t kBelowMost = 4;    // entries below that may be one key's; more is unheard of
 constexpr unsigned kPrefetchLines = 10;  // beyond that the hardware has recognised the stream
 static_assert(kChunk % kGroup == 0);
-
-struct Probe {
-  std::uint64_t hash;
-  std::uint64_t bucket;  // home, then partner
-  Slot* slot;            // null: nothing found yet
-  std::uint64_t word;    // of the entry; raw, so that an array of probes costs nothing to make
-  Entry entry() const noexcept { return Entry(word); }
-};
 
 inline Slot* first_candidate(Bucket& bucket, std::uint16_t tag, std::uint64_t* word) noexcept {
   const std::uint32_t mask = Index::candidates(bucket, tag);
@@ -56,13 +53,28 @@ inline void prefetch_record(const std::byte* at, unsigned lines) noexcept {
 
 }  // namespace
 
-// What a batch counts; added to the shared counters once, at its end.
+// What a batch counts in one tier; added to the shared counters once, at its end.
 struct DramTier::GetTally {
-  explicit GetTally(const Namespace& of) : ns(&of), first_domain(of.first_domain) {}
-  const Namespace* ns;
+  GetTally(const DramTier& tier, NamespaceIndex index)
+      : ns(tier.namespaces_[index].get()), first_domain(ns->first_domain) {}
+  Namespace* ns;
+  Tick tick = 0;  // 0: not asked yet
   std::uint16_t incarnation = 0;
   DomainIndex first_domain;
   std::array<std::uint32_t, layout::kMaxDomainsOfNamespace> domain_hits{};
+  std::uint64_t hits = 0;
+  std::uint64_t misses = 0;
+  std::uint64_t negative_hits = 0;
+  std::uint64_t below_hits = 0;  // of `hits`, those from the tier below
+};
+
+// A batch on its way, through one tier or several.
+struct DramTier::GetBatch {
+  GetBatch(GetColumn& of, std::span<const std::uint64_t> not_again)
+      : column(of), rejected(not_again) {}
+  GetColumn& column;
+  std::span<const std::uint64_t> rejected;
+  std::uint64_t value_bytes = 0;
   // Hits whose frequency rises when the chunk is done: a locked instruction amid the pipeline would
   // wait for the loads that it keeps in flight.
   struct Touched {
@@ -71,29 +83,115 @@ struct DramTier::GetTally {
   };
   std::array<Touched, kChunk> touched;
   std::size_t touched_count = 0;
-  std::span<const std::uint64_t> rejected;
-  std::uint64_t hits = 0;
-  std::uint64_t misses = 0;
-  std::uint64_t negative_hits = 0;
-  std::uint64_t value_bytes = 0;
 };
 
-void DramTier::get(GetColumn& column, std::span<const std::uint64_t> rejected) {
-  Namespace& ns = *namespaces_[column.ns];
-  GetTally tally(ns);
-  tally.rejected = rejected;
-  const Tick tick = now();
+// The passes over one tier: there is nothing to choose, and no instruction is spent on it.
+class DramTier::OneTier {
+ public:
+  struct Choice {};
+  class Chunk {
+   public:
+    explicit Chunk(const OneTier& tiers) : epoch_(tiers.tier_.epochs_) {
+      tiers.tally_.incarnation = tiers.tally_.ns->incarnation.load(std::memory_order_acquire);
+    }
+
+   private:
+    EpochGuard epoch_;
+  };
+  OneTier(DramTier& tier, GetTally& tally) : tier_(tier), tally_(tally) {}
+
+  std::uint64_t seed() const noexcept { return tally_.ns->seed; }
+  Choice choose(const KeyHash&, Chunk&) const noexcept { return {}; }
+  DramTier& tier(Choice) const noexcept { return tier_; }
+  GetTally& tally(Choice) const noexcept { return tally_; }
+
+ private:
+  DramTier& tier_;
+  GetTally& tally_;
+};
+
+// The passes over the tiers of several instances: each key goes to its own, in the same groups.
+class DramTier::ManyTiers {
+ public:
+  struct Choice {
+    std::uint32_t instance;
+  };
+  // Holds the epochs of the instances that the chunk's keys have come to so far.
+  class Chunk {
+   public:
+    explicit Chunk(const ManyTiers&) {}
+    void reach(const ManyTiers& tiers, std::uint32_t instance) {
+      if (epochs_.holds(instance)) [[likely]]
+        return;
+      epochs_.enter(instance, tiers.tiers_[instance]->epochs_);
+      GetTally& tally = tiers.tallies_[instance];
+      if (tally.tick == 0) tally.tick = tiers.tiers_[instance]->now();
+      tally.incarnation = tally.ns->incarnation.load(std::memory_order_acquire);
+    }
+
+   private:
+    EpochGuards epochs_;
+  };
+  ManyTiers(std::span<DramTier* const> tiers, std::span<GetTally> tallies)
+      : tiers_(tiers.data()),
+        tallies_(tallies.data()),
+        count_(static_cast<std::uint32_t>(tiers.size())) {}
+
+  std::uint64_t seed() const noexcept { return tallies_->ns->seed; }
+  Choice choose(const KeyHash& hash, Chunk& chunk) const {
+    const std::uint32_t instance = instance_of(hash.high, count_);
+    chunk.reach(*this, instance);
+    return {instance};
+  }
+  DramTier& tier(Choice choice) const noexcept { return *tiers_[choice.instance]; }
+  GetTally& tally(Choice choice) const noexcept { return tallies_[choice.instance]; }
+
+ private:
+  DramTier* const* const tiers_;
+  GetTally* const tallies_;
+  const std::uint32_t count_;
+};
+
+template <class Tiers>
+void DramTier::get_all(const Tiers tiers, GetBatch& batch) {
+  GetColumn& column = batch.column;
   column.values->reserve(1);  // so that an empty value, too, is copied to an address that exists
   for (std::size_t begin = 0; begin < column.keys.size(); begin += kChunk) {
-    const EpochGuard epoch(epochs_);
-    tally.incarnation = ns.incarnation.load(std::memory_order_acquire);
-    get_chunk(column, begin, std::min(begin + kChunk, column.keys.size()), tick, tally);
-    for (std::size_t i = 0; i < tally.touched_count; ++i) {
-      Index::touch(*tally.touched[i].slot, Entry(tally.touched[i].seen));
+    typename Tiers::Chunk chunk(tiers);
+    const std::size_t end = std::min(begin + kChunk, column.keys.size());
+    for (std::size_t group = begin; group < end; group += kGroup) {
+      get_group(tiers, chunk, batch, group, std::min(group + kGroup, end));
     }
-    tally.touched_count = 0;
+    for (std::size_t i = 0; i < batch.touched_count; ++i) {
+      Index::touch(*batch.touched[i].slot, Entry(batch.touched[i].seen));
+    }
+    batch.touched_count = 0;
   }
-  if (column.quiet) return;
+}
+
+std::uint64_t DramTier::get(GetColumn& column, std::span<const std::uint64_t> rejected) {
+  GetBatch batch(column, rejected);
+  GetTally tally(*this, column.ns);
+  tally.tick = now();
+  get_all(OneTier(*this, tally), batch);
+  if (!column.quiet) count(tally);
+  return tally.below_hits;
+}
+
+void TierSet::get(GetColumn& column, std::span<std::uint64_t> below_hits) const {
+  DramTier::GetBatch batch(column, {});
+  std::vector<DramTier::GetTally> tallies;
+  tallies.reserve(tiers_.size());
+  for (const DramTier* tier : tiers_) tallies.emplace_back(*tier, column.ns);
+  DramTier::get_all(DramTier::ManyTiers(tiers_, tallies), batch);
+  for (std::size_t i = 0; i < tiers_.size(); ++i) {
+    if (!column.quiet) tiers_[i]->count(tallies[i]);
+    below_hits[i] = tallies[i].below_hits;
+  }
+}
+
+void DramTier::count(const GetTally& tally) noexcept {
+  Namespace& ns = *tally.ns;
   for (std::size_t i = 0; i < ns.domain_count; ++i) {
     if (tally.domain_hits[i] != 0) domains_[ns.first_domain + i]->hits.add(tally.domain_hits[i]);
   }
@@ -104,14 +202,15 @@ void DramTier::get(GetColumn& column, std::span<const std::uint64_t> rejected) {
 
 // Makes room for a value, which the caller copies and commits; false, and the cell is Throttled,
 // when the reply has none.
-inline bool DramTier::append_value(GetColumn& column, std::size_t position, CellStatus status,
-                                   std::uint32_t bytes, GetTally& tally, std::uint8_t** to) {
-  if (tally.value_bytes + bytes > column.max_value_bytes) {
+inline bool DramTier::append_value(GetColumn& column, GetBatch& batch, GetTally& tally,
+                                   std::size_t position, CellStatus status, std::uint32_t bytes,
+                                   std::uint8_t** to) {
+  if (batch.value_bytes + bytes > column.max_value_bytes) {
     column.statuses[position] = CellStatus::Throttled;
     column.lengths[position] = 0;
     return false;
   }
-  tally.value_bytes += bytes;
+  batch.value_bytes += bytes;
   *to = column.values->reserve(bytes);
   column.statuses[position] = status;
   column.lengths[position] = bytes;
@@ -120,12 +219,12 @@ inline bool DramTier::append_value(GetColumn& column, std::size_t position, Cell
 }
 
 // Answers one key from its record; false when the record has expired.
-inline bool DramTier::serve(GetColumn& column, std::size_t position, const RecordHeader& record,
-                            Entry entry, Slot& slot, Tick tick, std::uint64_t hash,
-                            GetTally& tally) {
-  if (record.expired(tick)) return false;
+inline bool DramTier::serve(GetColumn& column, GetBatch& batch, GetTally& tally,
+                            std::size_t position, const RecordHeader& record, Entry entry,
+                            Slot& slot, std::uint64_t hash) {
+  if (record.expired(tally.tick)) return false;
   if (entry.frequency() < Entry::kMaxFrequency) {
-    tally.touched[tally.touched_count++] = {&slot, entry.word()};
+    batch.touched[batch.touched_count++] = {&slot, entry.word()};
   }
   const DomainIndex domain = arena_.domain_of(arena_.segment_of(entry.location()));
   if (record.negative()) {
@@ -138,7 +237,7 @@ inline bool DramTier::serve(GetColumn& column, std::size_t position, const Recor
   if (!arena_.is_sound(record, entry.location())) [[unlikely]]
     return false;
   std::uint8_t* to = nullptr;
-  if (!append_value(column, position, CellStatus::HitDram, bytes, tally, &to)) return true;
+  if (!append_value(column, batch, tally, position, CellStatus::HitDram, bytes, &to)) return true;
   if (!record.large()) [[likely]] {
     std::memcpy(to, record.value_data(), bytes);
   } else {
@@ -147,7 +246,7 @@ inline bool DramTier::serve(GetColumn& column, std::size_t position, const Recor
   column.values->commit(bytes);
   ++tally.domain_hits[domain - tally.first_domain];
   if (column.refresh != nullptr && record.expiry != kNever &&
-      record.expiry - tick < domains_[domain]->refresh_ticks() &&
+      record.expiry - tally.tick < domains_[domain]->refresh_ticks() &&
       entry.frequency() >= kHotFrequency) [[unlikely]] {
     // The token is younger than the value: a put in between would not void it.
     const Token token{write_version(hash).load(std::memory_order_acquire), tally.incarnation};
@@ -177,65 +276,77 @@ void DramTier::copy_value(const RecordHeader& record, std::uint64_t location,
   }
 }
 
-void DramTier::get_chunk(GetColumn& column, std::size_t begin, std::size_t end, Tick tick,
-                         GetTally& tally) {
-  for (; begin < end; begin += kGroup) {
-    get_group(column, begin, std::min(begin + kGroup, end), tick, tally);
-  }
-}
-
-void DramTier::get_group(GetColumn& column, std::size_t begin, std::size_t end, Tick tick,
-                         GetTally& tally) {
+template <class Tiers>
+void DramTier::get_group(const Tiers tiers, typename Tiers::Chunk& chunk, GetBatch& batch,
+                         std::size_t begin, std::size_t end) {
+  struct Probe {
+    std::uint64_t hash;
+    std::uint64_t bucket;  // home, then partner
+    Slot* slot;            // null: nothing found yet
+    std::uint64_t word;    // of the entry; raw, so that an array of probes costs nothing to make
+    [[no_unique_address]] typename Tiers::Choice choice;
+    Entry entry() const noexcept { return Entry(word); }
+  };
   std::array<Probe, kGroup> probes;
   std::array<std::uint32_t, kGroup> elsewhere;  // not found at home
+  GetColumn& column = batch.column;
+  const std::span<const std::string_view> keys = column.keys;
   const std::size_t count = end - begin;
-  const std::uint64_t seed = tally.ns->seed;
+  const std::uint64_t seed = tiers.seed();
   for (std::size_t i = 0; i < count; ++i) {
     Probe& key = probes[i];
-    key.hash = hash_key(seed, column.keys[begin + i]).low;
-    key.bucket = index_.home_of(key.hash);
-    index_.prefetch(key.bucket);
+    const KeyHash hash = hash_key(seed, keys[begin + i]);
+    key.hash = hash.low;
+    key.choice = tiers.choose(hash, chunk);
+    const Index& index = tiers.tier(key.choice).index_;
+    key.bucket = index.home_of(key.hash);
+    index.prefetch(key.bucket);
   }
   std::size_t elsewhere_count = 0;
   for (std::size_t i = 0; i < count; ++i) {
     Probe& key = probes[i];
+    DramTier& tier = tiers.tier(key.choice);
     const std::uint16_t tag = Index::tag_of(key.hash);
-    key.slot = first_candidate(index_.bucket(key.bucket), tag, &key.word);
+    key.slot = first_candidate(tier.index_.bucket(key.bucket), tag, &key.word);
     if (key.slot != nullptr) {
       if (!key.entry().on_nvm()) [[likely]] {
-        prefetch_record(arena_.address(key.entry().location()), key.entry().lines());
+        prefetch_record(tier.arena_.address(key.entry().location()), key.entry().lines());
       }
     } else {
-      key.bucket = index_.partner_of(key.bucket, tag);
-      index_.prefetch(key.bucket);
+      key.bucket = tier.index_.partner_of(key.bucket, tag);
+      tier.index_.prefetch(key.bucket);
       elsewhere[elsewhere_count++] = static_cast<std::uint32_t>(i);
     }
   }
   for (std::size_t e = 0; e < elsewhere_count; ++e) {
     Probe& key = probes[elsewhere[e]];
-    key.slot = first_candidate(index_.bucket(key.bucket), Index::tag_of(key.hash), &key.word);
+    DramTier& tier = tiers.tier(key.choice);
+    key.slot = first_candidate(tier.index_.bucket(key.bucket), Index::tag_of(key.hash), &key.word);
     if (key.slot != nullptr && !key.entry().on_nvm()) {
-      prefetch_record(arena_.address(key.entry().location()), key.entry().lines());
+      prefetch_record(tier.arena_.address(key.entry().location()), key.entry().lines());
     }
   }
   for (std::size_t i = 0; i < count; ++i) {
     const Probe& key = probes[i];
     const std::size_t position = begin + i;
+    DramTier& tier = tiers.tier(key.choice);
+    GetTally& tally = tiers.tally(key.choice);
     if (key.slot != nullptr && !key.entry().on_nvm()) {
-      const RecordHeader& record = *arena_.record(key.entry().location());
-      if (record.holds(column.keys[position], tally.incarnation) &&
-          serve(column, position, record, key.entry(), *key.slot, tick, key.hash, tally))
+      const RecordHeader& record = *tier.arena_.record(key.entry().location());
+      if (record.holds(keys[position], tally.incarnation) &&
+          tier.serve(column, batch, tally, position, record, key.entry(), *key.slot, key.hash))
           [[likely]] {
         continue;
       }
     }
-    find_again(column, position, key.hash, tick, tally);
+    tier.find_again(batch, tally, position, key.hash);
   }
 }
 
 // The certain lookup of a key that the passes did not find.
-void DramTier::find_again(GetColumn& column, std::size_t position, std::uint64_t hash, Tick tick,
-                          GetTally& tally) {
+void DramTier::find_again(GetBatch& batch, GetTally& tally, std::size_t position,
+                          std::uint64_t hash) {
+  GetColumn& column = batch.column;
   // The token first: a write after it voids it, a write before it is seen by the find.
   const Token token{write_version(hash).load(std::memory_order_acquire), tally.incarnation};
   struct Below {
@@ -253,11 +364,11 @@ void DramTier::find_again(GetColumn& column, std::size_t position, std::uint64_t
     }
     const RecordHeader& record = *arena_.record(entry.location());
     return record.holds(column.keys[position], tally.incarnation) &&
-           serve(column, position, record, entry, slot, tick, hash, tally);
+           serve(column, batch, tally, position, record, entry, slot, hash);
   });
   if (present) return;
   for (std::size_t i = 0; i < below_count; ++i) {
-    if (serve_below(column, position, below[i].entry, *below[i].slot, tick, hash, token, tally)) {
+    if (serve_below(batch, tally, position, below[i].entry, *below[i].slot, hash, token)) {
       return;
     }
   }
@@ -270,9 +381,10 @@ void DramTier::find_again(GetColumn& column, std::size_t position, std::uint64_t
 }
 
 // Answers one key from the tier below, or leaves it to be read; false when this entry is not its.
-bool DramTier::serve_below(GetColumn& column, std::size_t position, Entry entry, Slot& slot,
-                           Tick tick, std::uint64_t hash, Token token, GetTally& tally) {
-  for (const std::uint64_t word : tally.rejected) {
+bool DramTier::serve_below(GetBatch& batch, GetTally& tally, std::size_t position, Entry entry,
+                           Slot& slot, std::uint64_t hash, Token token) {
+  GetColumn& column = batch.column;
+  for (const std::uint64_t word : batch.rejected) {
     if (Entry(word).nvm_location() == entry.nvm_location()) return false;
   }
   LowerRecord record;
@@ -281,11 +393,13 @@ bool DramTier::serve_below(GetColumn& column, std::size_t position, Entry entry,
       return false;
     case LowerTier::Where::Memory: {
       if (record.key != column.keys[position]) return false;
-      if (record.expiry != kNever && record.expiry <= tick) return false;
+      if (record.expiry != kNever && record.expiry <= tally.tick) return false;
       std::uint8_t* to = nullptr;
-      if (append_value(column, position, CellStatus::HitNvm, record.value_bytes, tally, &to)) {
+      if (append_value(column, batch, tally, position, CellStatus::HitNvm, record.value_bytes,
+                       &to)) {
         std::memcpy(to, record.value, record.value_bytes);
         column.values->commit(record.value_bytes);
+        ++tally.below_hits;
       }
       break;
     }
@@ -301,11 +415,12 @@ bool DramTier::serve_below(GetColumn& column, std::size_t position, Entry entry,
                              .entry = entry.word(),
                              .ns = column.ns,
                              .token = token,
+                             .instance = instance_,
                              .position = static_cast<std::uint32_t>(position)});
       break;
   }
   if (entry.frequency() < Entry::kMaxFrequency) {
-    tally.touched[tally.touched_count++] = {&slot, entry.word()};
+    batch.touched[batch.touched_count++] = {&slot, entry.word()};
   }
   return true;
 }
