@@ -90,6 +90,7 @@ class Connection:
         self._ping_sent: float | None = None  # that is not answered yet
         self._ping_due = 0.0
         self._last_contact: float | None = None
+        self._former_contact: float | None = None  # of the session before this one
         self._session_id: int | None = None
         self._sessions = 0
         self._timeout_s = config.session_timeout_seconds
@@ -165,6 +166,11 @@ class Connection:
         """Seconds since ZooKeeper last got a request that it answered; None: never."""
         with self._lock:
             return None if self._last_contact is None else self._clock() - self._last_contact
+
+    def former_session_age(self) -> float | None:
+        """Seconds since the last answer in the session before this one; None: there was none."""
+        with self._lock:
+            return None if self._former_contact is None else self._clock() - self._former_contact
 
     def wait_connected(self, timeout_s: float) -> bool:
         """For commands and tests; a daemon waits for `on_state`."""
@@ -377,6 +383,7 @@ class Connection:
                 self._ping_due = 0.0
             elif state == KazooState.LOST:
                 self._kazoo_lost = True
+                self._former_contact = self._last_contact
                 ended = self._client.client_state
                 self._client_ended = ended in (KeeperState.CLOSED, KeeperState.AUTH_FAILED)
                 if ended == KeeperState.AUTH_FAILED:
@@ -471,7 +478,9 @@ class Connection:
             )
             self._warned = False
         elif state is State.LOST:
-            _log.warning("the session with ZooKeeper is over: %s", self._why_locked())
+            age = now - (self._last_contact or now)
+            ended = "ZooKeeper has ended it" if age < self._timeout_s else self._why_locked()
+            _log.warning("the session with ZooKeeper is over: %s", ended)
         if State.CONNECTED in (state, self._state):
             self._since = now
         self._state = state
