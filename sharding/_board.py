@@ -23,16 +23,22 @@ class Board:
     """`assignment[shard, column]` is a node number or -1; every method keeps rows free of doubles.
 
     `limit` is how many replicas of a shard may lie in one zone, `cap` how many shards a node may
-    hold. Not thread-safe; lives for one call of `place`.
+    hold; `pinned` ones give nothing away. Not thread-safe; lives for one call of `place`.
     """
 
     def __init__(
-        self, assignment: npt.NDArray[np.signedinteger[Any]], zone: Ints, limit: int, cap: Ints
+        self,
+        assignment: npt.NDArray[np.signedinteger[Any]],
+        zone: Ints,
+        limit: int,
+        cap: Ints,
+        pinned: Bools,
     ) -> None:
         self.assignment = assignment.astype(np.int64)
         self.zone = zone
         self.limit = limit
         self.cap = cap
+        self.pinned = pinned
         # Replicas that are above the zone limit: shard and node.
         self._crowded_rows = np.empty(0, np.int64)
         self._crowded_nodes = np.empty(0, np.int64)
@@ -269,6 +275,7 @@ class Board:
             for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
                 node = self.assignment[row, column]
                 where = (self._fresh if fresh_only else True) & (self.assignment != _NONE)
+                where &= ~self.pinned[self.assignment]
                 others, at = np.nonzero(where)
                 budget -= len(others) * self.width
                 if budget < 0:

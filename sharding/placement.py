@@ -32,7 +32,8 @@ class PlacementNode:
     """A node as placement sees it.
 
     `capacity` is the most shards that it takes, 0 any number. `usable` is false for nodes that are
-    gone for good, disabled or draining: they get nothing and keep nothing.
+    gone for good, disabled or draining: they get nothing and keep nothing. `pinned` ones keep what
+    they have and get nothing, whatever their weight: a node that is away for a moment.
     """
 
     name: str
@@ -40,6 +41,7 @@ class PlacementNode:
     weight: float = 1.0
     capacity: int = 0
     usable: bool = True
+    pinned: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,16 @@ def place(
     gives the same result. Never raises for a wish that cannot be met.
     """
     weight = np.array([_sane_weight(node.weight) for node in nodes], np.float64)
-    usable = np.array([node.usable for node in nodes], bool) & (weight > 0)
+    pinned = np.array([node.pinned and node.usable for node in nodes], bool)
+    usable = np.array([node.usable for node in nodes], bool) & ((weight > 0) | pinned)
     capacity = np.array([max(node.capacity, 0) for node in nodes], np.int64)
     cap = np.where(capacity > 0, np.minimum(capacity, shard_count), shard_count)
     cap = np.where(usable, cap, 0).astype(np.int64)
+    start: npt.NDArray[np.signedinteger[Any]] = _kept(previous, shard_count, cap)
+    if pinned.any():
+        held = np.bincount(start[start != NO_NODE], minlength=len(nodes))
+        cap = np.where(pinned, np.minimum(held, shard_count), cap)
+        usable &= cap > 0
     zone_names = sorted({node.zone for node in nodes})
     number = {name: index for index, name in enumerate(zone_names)}
     zone = np.array([number[node.zone] for node in nodes], np.int64)
@@ -88,16 +96,18 @@ def place(
 
     nodes_in_zone = np.bincount(zone[cap > 0], minlength=len(zone_names)).astype(np.int64)
     limit = _zone_limit(nodes_in_zone, wanted)
-    share = weight * (cap > 0)
-    start: npt.NDArray[np.signedinteger[Any]] = _kept(previous, shard_count, cap)
+    share = weight * ((cap > 0) & ~pinned)
     for _ in range(_PASSES_MAX):
-        board = Board(start, zone, limit, cap)
+        board = Board(start, zone, limit, cap, pinned)
         board.widen(wanted)
         kept = board.assignment
         _fill(board, wanted, weight, nodes_in_zone)
         board.feed_the_empty()
         now = _badness(board, limit, share)
-        if kept.shape[1] == wanted and _badness(Board(kept, zone, limit, cap), limit, share) <= now:
+        if (
+            kept.shape[1] == wanted
+            and _badness(Board(kept, zone, limit, cap, pinned), limit, share) <= now
+        ):
             board.assignment = kept  # another arrangement, but none that is worth a move
             break
         if not any(now[:4]):
@@ -108,7 +118,7 @@ def place(
     assignment = np.full((shard_count, replicas), NO_NODE, np.int32)
     assignment[:, :wanted] = board.compact()[:, :wanted]
 
-    problems += _findings(nodes, board, weight, cap, wanted, limit)
+    problems += _findings(nodes, board, share, wanted, limit)
     return Placement(assignment, tuple(problems))
 
 
@@ -152,8 +162,13 @@ def _badness(
     """What to have little of, the worst first: replicas above a capacity, shards without a node,
     holes, shards with more than `limit` replicas in a zone, and how far loads are from shares."""
     load = board.load()
-    ideal = load.sum() * share / share.sum()
-    far = float((np.square(load - ideal) / np.maximum(share, share.max() * 1e-9)).sum())
+    free = share > 0
+    if free.any():
+        ideal = load[free].sum() * share[free] / share[free].sum()
+        distance = np.square(load[free] - ideal) / np.maximum(share[free], share.max() * 1e-9)
+        far = float(distance.sum())
+    else:
+        far = 0.0
     return (
         int(np.maximum(load - board.cap, 0).sum()),
         int(np.count_nonzero((board.assignment == NO_NODE).all(axis=1))),
@@ -172,6 +187,8 @@ def _fill(
     def quotas(least: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
         zone_cap = board.shard_count * np.minimum(nodes_in_zone, board.limit)
         held = board.load()
+        if least is None and board.pinned.any():
+            least = np.where(board.pinned, held, 0)
         return whole_quotas(total, weight, board.cap, board.zone, zone_cap, held, least)
 
     board.set_aside_crowded()
@@ -227,8 +244,7 @@ def _wishes(
 def _findings(
     nodes: Sequence[PlacementNode],
     board: Board,
-    weight: npt.NDArray[np.float64],
-    cap: npt.NDArray[np.int64],
+    share: npt.NDArray[np.float64],
     wanted: int,
     limit: int,
 ) -> list[Problem]:
@@ -245,7 +261,7 @@ def _findings(
             )
         )
     if limit > 1:
-        zones = len(np.unique(board.zone[cap > 0]))
+        zones = len(np.unique(board.zone[board.cap > 0]))
         problems.append(
             Problem(
                 "zones_too_few",
@@ -262,8 +278,9 @@ def _findings(
                 "have no room",
             )
         )
-    fair = board.shard_count * wanted * weight * (cap > 0) / weight[cap > 0].sum()
-    above = np.flatnonzero(load > np.maximum(fair * 1.05, fair + 1))
+    total = board.shard_count * wanted - int(load[share == 0].sum())
+    fair = total * share / share.sum() if share.any() else np.full(len(share), np.inf)
+    above = np.flatnonzero((share > 0) & (load > np.maximum(fair * 1.05, fair + 1)))
     if len(above):
         worst = above[np.argmax(load[above] / fair[above])]
         problems.append(
