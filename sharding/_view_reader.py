@@ -9,12 +9,39 @@ from sharding import layout
 from sharding.connection import Connection, Watch
 from sharding.errors import CorruptState
 from sharding.layout import ChunkRef, Head, NodesChunk, ShardsChunk
-from sharding.model import ShardMap
+from sharding.model import IdealState, ShardMap
 
 # A head may be replaced while its chunks are read; each time that costs one more round.
 _ATTEMPTS_MAX = 5
 
 _Chunk = TypeVar("_Chunk", NodesChunk, ShardsChunk)
+
+
+def read_ideal(connection: Connection) -> IdealState | None:
+    """The ideal state, None before there is one. Raises `CorruptState`."""
+    head_path = layout.head_path(layout.IDEAL)
+    for _ in range(_ATTEMPTS_MAX):
+        znode = connection.get(head_path)
+        if znode is None:
+            return None
+        head = layout.decode_head(head_path, znode.data)
+        node_paths, shard_paths = layout.chunk_paths(layout.IDEAL, head)
+        paths = [*node_paths, *shard_paths]
+        znodes = connection.get_many(paths)
+        read = [
+            (path, znode.data)
+            for path, znode in zip(paths, znodes, strict=True)
+            if znode is not None
+        ]
+        if len(read) == len(paths):
+            found = layout.assemble_ideal(
+                head,
+                [layout.decode_nodes_chunk(*one) for one in read[: len(node_paths)]],
+                [layout.decode_shards_chunk(*one) for one in read[len(node_paths) :]],
+            )
+            if found is not None:
+                return found
+    raise CorruptState(head_path, f"its chunks were not there {_ATTEMPTS_MAX} times")
 
 
 class ViewReader:
@@ -27,7 +54,7 @@ class ViewReader:
         self.map: ShardMap | None = None
         self.chunks_read = 0  # ever
 
-    def read(self, watch: Watch) -> ShardMap | None:
+    def read(self, watch: Watch | None) -> ShardMap | None:
         """The newest map, None before there is one; `watch` waits for the next.
 
         Raises `Disconnected`, and `CorruptState` for a view that cannot be believed; `map` is then
