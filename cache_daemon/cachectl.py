@@ -1,7 +1,8 @@
 """cachectl: look into a running feature cache daemon, and change it.
 
 Tables for people, `--json` for scripts, on every command. Exit codes: 0 done; 1 refused by the
-daemon, or no value for a key; 2 wrong usage; 3 the daemon cannot be reached.
+daemon or the cluster, or no value for a key; 2 wrong usage; 3 the daemon or ZooKeeper cannot be
+reached.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import typer
 from rich.console import RenderableType
 from rich.live import Live
 
+from cache_daemon import cachectl_cluster
 from cache_daemon._proto.feature_cache.v1 import admin_pb2
 from cache_daemon.cachectl_admin import AdminClient, DaemonUnreachable, RequestRefused
 from cache_daemon.cachectl_common import (
@@ -61,6 +63,7 @@ app = typer.Typer(
 app.command()(get)
 app.command()(put)
 app.command()(delete)
+app.add_typer(cachectl_cluster.app)
 
 
 def main() -> None:

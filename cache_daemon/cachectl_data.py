@@ -30,7 +30,7 @@ from cache_daemon.cachectl_view import human_bytes
 if TYPE_CHECKING:
     from cache_daemon.client import Client
 
-__all__ = ["delete", "get", "preview", "put"]
+__all__ = ["delete", "encode_keys", "get", "preview", "put"]
 
 _PREVIEW_BYTES = 60
 _KEY_BYTES_MAX = 1024
@@ -57,7 +57,7 @@ def get(
     timeout: TimeoutOption = "5s",  # type: ignore[assignment]
 ) -> None:
     """Read keys: where each value came from, its size, its first bytes. Exit 1 if one has none."""
-    encoded = _encode(keys, as_id, as_hex)
+    encoded = encode_keys(keys, as_id, as_hex)
     if raw and len(encoded) != 1:
         fail("--raw takes one key", ExitCode.USAGE)
     with _client(address) as client:
@@ -109,7 +109,7 @@ def put(
     timeout: TimeoutOption = "5s",  # type: ignore[assignment]
 ) -> None:
     """Write one value into the cache (not into the feature store)."""
-    encoded = _encode([key], as_id, as_hex)
+    encoded = encode_keys([key], as_id, as_hex)
     if (value is None) == (file is None):
         fail("give either a value or --file", ExitCode.USAGE)
     content = file.read() if file is not None else (value or "").encode()
@@ -133,7 +133,7 @@ def delete(
     timeout: TimeoutOption = "5s",  # type: ignore[assignment]
 ) -> None:
     """Remove keys from the cache (not from the feature store)."""
-    encoded = _encode(keys, as_id, as_hex)
+    encoded = encode_keys(keys, as_id, as_hex)
     with _client(address) as client:
         reply = client.batch_delete({namespace: encoded}, timeout=timeout)
         _report_writes(keys, reply[namespace], as_json)
@@ -151,7 +151,7 @@ def preview(value: bytes) -> str:
     return (text if text.isprintable() and text else head.hex(" ", 4)) + more
 
 
-def _encode(keys: list[str], as_id: bool, as_hex: bool) -> list[bytes]:
+def encode_keys(keys: list[str], as_id: bool, as_hex: bool) -> list[bytes]:
     """Keys as the cache knows them: an id is the key of its eight little-endian bytes."""
     if as_id and as_hex:
         fail("--id and --hex exclude each other", ExitCode.USAGE)
