@@ -123,6 +123,8 @@ class Connection:
             self._thread.join(timeout_s)
         with self._lock:
             client, self._client = self._client, None
+            self._state = State.LOST
+            self._problem = "the connection was closed"
         if client is not None:
             _kazoo.end_client(client, timeout_s)
 

@@ -101,7 +101,8 @@ class LiveNode(_Record):
     capacity: Annotated[int, Field(ge=0, le=SHARDS_MAX)] = 0  # most shards; 0: no limit
     version: Annotated[str, Field(pattern=r"^[ -~]{0,128}$")] = ""  # of the software
     cluster: _Word
-    instance_id: _Word  # random for each registration: tells two processes of one name apart
+    # Random for each registration: tells two processes of one name apart. Empty before the first.
+    instance_id: Annotated[str, Field(pattern=r"^[ -~]{0,128}$")] = ""
 
 
 def _frozen_array(values: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:

@@ -99,7 +99,7 @@ class ParticipantStatus:
 
 
 class Participant:
-    """`node.instance_id` is a placeholder: each registration gets one of its own.
+    """`node.instance_id` does not matter: each registration gets one of its own.
 
     `config` is what this node believes of the cluster; it is written when there is no config yet,
     and must name the same cluster as the one that there is, whose numbers hold.

@@ -309,7 +309,7 @@ def test_close_takes_ephemeral_znodes_away_at_once(zookeeper_hosts: str) -> None
             one.create("/mine", ephemeral=True)
         wait_until(lambda: other.exists("/mine") is None, 1)
         one.close()
-        with pytest.raises(Disconnected):
+        with pytest.raises(Disconnected, match="the connection was closed"):
             one.get("/x")
 
 
