@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 _RETRY_S = 1.0
 _POLL_S = 30.0  # what no watch has told is seen after so long
 _WARM_RETRY_S = (1.0, 60.0)  # first and longest pause after a warm() that raised
-WARM_BATCH_SHARDS_MAX = 256  # a call, so that a large node gets its shards online one by one
+_WARM_BATCH_SHARDS_MAX = 256  # a call, so that a large node gets its shards online one by one
 
 
 class Hooks(Protocol):
@@ -412,7 +412,7 @@ class Participant:
             if not leaf.instance:
                 named = shards_array(named[states == ReplicaState.WARMING])
             named = shards_array(np.setdiff1d(named, self._going, assume_unique=True))
-            job = self._holdings.next_job(named, self._clock(), WARM_BATCH_SHARDS_MAX)
+            job = self._holdings.next_job(named, self._clock(), _WARM_BATCH_SHARDS_MAX)
             if job is None:
                 return None
             self._warming_now = job.shards
