@@ -114,6 +114,15 @@ def test_only_metrics_knows_prometheus() -> None:
     assert knowing <= {"cache_daemon/metrics.py"}
 
 
+def test_only_the_connection_knows_kazoo() -> None:
+    knowing = {
+        _name(path)
+        for path in _modules("cache_daemon", "sharding", "warmup", "benchmarks")
+        if any(_under(module, "kazoo") for module in _imports_of(path))
+    }
+    assert knowing == {"sharding/_kazoo.py", "sharding/connection.py"}
+
+
 def _outside_reads(tree: ast.Module) -> Iterator[str]:
     """Where a module reads a file or the environment."""
     for node in ast.walk(tree):
