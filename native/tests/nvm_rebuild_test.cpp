@@ -119,7 +119,7 @@ class NvmRebuild : public ::testing::Test {
     regions_->use(state_->rows());
     Geometry geometry;
     geometry.nvm_slots = buckets_ * layout::kSlotsPerBucket;
-    log_ = std::make_unique<nvm::RegionLog>(config_, geometry, *regions_, *state_, epochs_);
+    log_ = std::make_unique<nvm::RegionLog>(config_, geometry, *regions_, *state_, epochs_, moved_);
     for (NamespaceIndex n = 0; n < 2; ++n) {
       incarnations_[n] = static_cast<std::uint16_t>(n + 1);
       log_->ns(n).incarnation = &incarnations_[n];
@@ -176,6 +176,7 @@ class NvmRebuild : public ::testing::Test {
       std::make_shared<MemoryDevice>("first", bytes_for(kOfDevice)),
       std::make_shared<MemoryDevice>("second", bytes_for(kOfDevice))};
   EpochManager epochs_;
+  MovedKeys moved_{0, 1, 0};
   StartReport report_;
   std::array<std::atomic<std::uint16_t>, 2> incarnations_{};
   std::unique_ptr<nvm::Regions> regions_;

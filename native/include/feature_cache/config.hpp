@@ -143,6 +143,8 @@ struct EngineConfig {
   // Of an instance's part: which one of how many it is. Keys that belong to another never reach it.
   std::uint32_t instance = 0;
   std::uint32_t instance_count = 1;
+  // Of a leaf: the cluster's virtual shards, which may leave it and come back; 0: it is none.
+  std::uint32_t shard_count = 0;
 
   // Over how many instances the whole is split.
   std::uint32_t instances_wanted() const noexcept;

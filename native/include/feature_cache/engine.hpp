@@ -111,6 +111,11 @@ class Engine {
 
   // Drops all items of a namespace and voids its tokens; returns how many items went.
   virtual std::uint64_t flush(NamespaceIndex ns) = 0;
+  // Of a leaf: hides every item of these shards that was written before, and voids the tokens that
+  // were taken before, since others may have written to them meanwhile. A get that starts after it
+  // finds none of them, a write that starts after it is seen. Throws std::invalid_argument for
+  // another number of shards than EngineConfig's, and for a shard beyond it.
+  virtual void drop_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) = 0;
   // Changes a domain's budget while serving; returns the old one. Throws std::invalid_argument
   // when there is no room for it.
   virtual std::uint64_t resize(DomainIndex domain, std::uint64_t budget_bytes) = 0;

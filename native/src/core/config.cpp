@@ -352,6 +352,7 @@ void EngineConfig::validate() const {
     bad("instance " + std::to_string(instance) + " of " + std::to_string(instance_count) +
         " is none");
   }
+  if (shard_count > layout::kMaxShards) bad("more than 1,048,576 shards");
   validate_nvm(*this);
   validate_persist(*this);
 }
@@ -393,6 +394,7 @@ Geometry Geometry::plan(const EngineConfig& config) {
   const double fixed =
       static_cast<double>(layout::kFixedBytes) +
       static_cast<double>(domains) * layout::kBytesPerDomain +
+      static_cast<double>(config.shard_count) * layout::kShardBytes +
       static_cast<double>(plan.nvm_slots * layout::kSlotBytes + plan.nvm_memory_bytes);
   const double per_arena_byte =
       1.0 + per_item / record + layout::kSegmentTableBytes / plan.segment_bytes;

@@ -20,7 +20,7 @@ inline constexpr double kIndexLoad = 0.91;       // what the expected items fill
 inline constexpr double kIndexLoadLimit = 0.94;  // what domains may fill together
 inline constexpr double kGhostBytesPerItem = 2.0;
 inline constexpr double kSketchBytesPerItem = 8.0;
-inline constexpr double kSegmentTableBytes = 76.0;  // its row, its domain, its places in lists
+inline constexpr double kSegmentTableBytes = 80.0;        // its row, domain, stamp, places in lists
 inline constexpr std::uint64_t kFixedBytes = 720u << 10;  // locks, write versions, epochs, the head
 inline constexpr std::uint64_t kBytesPerDomain = 2u << 10;  // its state, and its namespace's
 
@@ -44,6 +44,8 @@ inline constexpr std::uint64_t kNvmItemsPerGhost = 2;       // admission by reje
 inline constexpr std::size_t kMaxNvmDevices = 16;
 
 inline constexpr std::uint32_t kMaxInstances = 64;
+inline constexpr std::uint32_t kMaxShards = 1u << 20;
+inline constexpr double kShardBytes = 4.0;  // since when its copies count
 inline constexpr std::size_t kMaxNamespaces = 256;
 inline constexpr std::size_t kMaxDomains = 1024;
 inline constexpr std::size_t kMaxDomainsOfNamespace = 32;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "engine/nvm_read.hpp"
 #include "engine/waiting_read.hpp"
@@ -35,17 +36,20 @@ BundledEngine::BundledEngine(const EngineConfig& asked, const Clock& clock, bool
             progress) {
   if (!devices.empty()) {
     nvm_ = std::make_unique<nvm::NvmTier>(config_, dram_.geometry(), devices, dram_.index(),
-                                          dram_.epochs(), dram_.ticks(), nvm_start(progress));
+                                          dram_.epochs(), dram_.moved(), dram_.ticks(),
+                                          nvm_start(progress));
     for (std::size_t n = 0; n < config_.namespaces.size(); ++n) {
       const auto ns = static_cast<NamespaceIndex>(n);
       nvm_->follow_incarnation(ns, dram_.incarnation(ns));
     }
     nvm_->recover();
     dram_.keep_incarnations();
+    dram_.settle_moves(found_ ? found_->counts : InstanceCounts{});
     dram_.attach(*nvm_);
     promoter_ = std::make_unique<Promoter>(dram_, *nvm_, background);
     nvm_->start();
   }
+  if (nvm_ == nullptr) dram_.settle_moves({});
   // What an earlier tier left must not be believed after a life without it.
   if (nvm_ == nullptr && config_.persist.enabled()) unlink(state_path().c_str());
   dram_.fit_budgets();
@@ -75,6 +79,24 @@ void BundledEngine::read(std::vector<NvmCell> cells, std::shared_ptr<NvmReader> 
              std::make_shared<NvmRead>(
                  dram_, *nvm_, [this](const nvm::ReadResult& result) { consider(result); },
                  std::move(reader)));
+}
+
+void BundledEngine::drop_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) {
+  check_shards(shard_count, shards);
+  dram_.drop_shards(shards);
+}
+
+void BundledEngine::check_shards(std::uint32_t shard_count,
+                                 std::span<const std::uint32_t> shards) const {
+  if (shard_count == 0 || shard_count != config_.shard_count) {
+    throw std::invalid_argument("the engine was made for " + std::to_string(config_.shard_count) +
+                                " shards, not for " + std::to_string(shard_count));
+  }
+  for (const std::uint32_t shard : shards) {
+    if (shard < shard_count) continue;
+    throw std::invalid_argument("there is no shard " + std::to_string(shard) + " of " +
+                                std::to_string(shard_count));
+  }
 }
 
 bool BundledEngine::shutdown() {

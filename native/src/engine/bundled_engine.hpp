@@ -53,6 +53,7 @@ class BundledEngine final : public Engine {
     return dram_.token_alive(ns, key, token);
   }
   std::uint64_t flush(NamespaceIndex ns) override { return dram_.flush(ns); }
+  void drop_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) override;
   std::uint64_t resize(DomainIndex domain, std::uint64_t budget_bytes) override {
     return dram_.resize(domain, budget_bytes);
   }
@@ -78,6 +79,7 @@ class BundledEngine final : public Engine {
  private:
   EngineConfig prepare(const EngineConfig& asked, std::vector<std::shared_ptr<NvmDevice>>& devices,
                        const Clock& clock);
+  void check_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) const;
   void spill(std::uint64_t deadline_ns);
   std::string state_path() const {
     return config_.persist.dir + "/" + config_.persist.name + ".nvm";

@@ -25,8 +25,8 @@ void NvmRead::done(std::span<const nvm::ReadResult> results) {
       hits = 0;
     };
     for (const nvm::ReadResult& result : results) {
-      if (result.outcome == nvm::ReadOutcome::Hit && !result.record.header.expired(now))
-          [[likely]] {
+      if (result.outcome == nvm::ReadOutcome::Hit && !result.record.header.expired(now) &&
+          !dram_.is_hidden_below(result.cell.ns, result.cell.key, result.cell.entry)) [[likely]] {
         if (hits_of != result.cell.ns) {
           count_hits();
           hits_of = result.cell.ns;
@@ -55,8 +55,8 @@ void NvmRead::look_again_locked(const nvm::ReadResult& result, std::vector<NvmAn
   const NvmCell& cell = result.cell;
   nvm::LogNamespace& ns = tier_.ns(cell.ns);
   switch (result.outcome) {
-    case nvm::ReadOutcome::Hit:  // expired
-      ns.expired.add();
+    case nvm::ReadOutcome::Hit:  // expired, or its key has moved since
+      (result.record.header.expired(dram_.ticks().now()) ? ns.expired : ns.hidden).add();
       dram_.drop_below(cell.hash, cell.entry);
       break;
     case nvm::ReadOutcome::OtherKey:

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "core/clock.hpp"
+#include "core/moved_keys.hpp"
 #include "feature_cache/types.hpp"
 #include "index/entry.hpp"
 
@@ -20,8 +21,9 @@ namespace fc {
 struct DemotedRecord {
   NamespaceIndex ns = kNoNamespace;
   std::uint16_t incarnation = 0;
-  unsigned domain = 0;  // its number within the namespace
-  std::uint64_t hash = 0;
+  unsigned domain = 0;     // its number within the namespace
+  std::uint64_t hash = 0;  // the low half of the key's
+  std::uint64_t high = 0;
   std::string_view key;
   std::span<const std::span<const std::uint8_t>> value;  // in pieces
   std::uint32_t value_bytes = 0;
@@ -71,6 +73,9 @@ class LowerTier {
   virtual void unpin(Entry entry) noexcept = 0;
   // A number that differs for whatever else may ever lie at the entry's place.
   virtual std::uint64_t generation(Entry entry) const noexcept = 0;
+  // Under which what lies at the entry's place was opened. For a reader within the epoch in which
+  // it loaded the entry, or the holder of its PairLock.
+  virtual Stamp stamp(Entry entry) const noexcept = 0;
   // Whether an item of `ns` may take this entry's slot in a full pair of buckets.
   virtual bool yields(Entry entry, NamespaceIndex ns) const noexcept = 0;
   // The namespace has a new incarnation: all that it has here is given back, in time. Returns how

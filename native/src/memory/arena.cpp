@@ -16,7 +16,8 @@ Arena::Arena(const ArenaMemory& memory)
       table_(reinterpret_cast<SegmentMeta*>(memory.table())),
       buckets_(reinterpret_cast<Bucket*>(memory.buckets())),
       segments_(memory.segments()),
-      domains_(std::make_unique<std::atomic<DomainIndex>[]>(segment_count_)) {
+      domains_(std::make_unique<std::atomic<DomainIndex>[]>(segment_count_)),
+      stamps_(std::make_unique<std::atomic<Stamp>[]>(segment_count_)) {
   free_.reserve(segment_count_);
   adopt_free();
 }
@@ -25,6 +26,17 @@ void Arena::adopt_free() {
   free_.clear();
   for (std::uint32_t i = segment_count_; i-- > 0;) {
     if (table_[i].state.load(std::memory_order_relaxed) == SegmentState::Free) free_.push_back(i);
+  }
+}
+
+void Arena::adopt_stamps(MovedKeys& moved) noexcept {
+  for (std::uint32_t i = 0; i < segment_count_; ++i) {
+    if (table_[i].state.load(std::memory_order_relaxed) == SegmentState::Free) continue;
+    const auto stamp = static_cast<Stamp>(table_[i].stamp_word);
+    const bool whole = table_[i].stamp_word ==
+                       SegmentMeta::stamp_word_of(stamp, i, memory_.head().header.memory_id);
+    stamps_[i].store(whole ? stamp : kUnknownStamp, std::memory_order_relaxed);
+    moved.found(stamp_of(i));
   }
 }
 

@@ -6,6 +6,7 @@
 // was emptied waits in limbo until no reader can see it any more.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "core/epoch.hpp"
+#include "core/moved_keys.hpp"
 #include "feature_cache/config.hpp"
 #include "index/index.hpp"
 #include "memory/arena_memory.hpp"
@@ -39,9 +41,16 @@ struct alignas(64) SegmentMeta {
   std::atomic<std::uint32_t> writers{0};     // reserved but not yet published
   std::uint32_t next = kNoSegment;           // of a large record
   Tick opened = 0;
-  Tick due = kForever;         // when the memory of the first item to expire is to be back
-  Tick last_expiry = 0;        // kForever when an item does not expire
-  std::uint64_t sequence = 0;  // order in its queue; 0 when free
+  Tick due = kForever;           // when the memory of the first item to expire is to be back
+  Tick last_expiry = 0;          // kForever when an item does not expire
+  std::uint64_t sequence = 0;    // order in its queue; 0 when free
+  std::uint64_t stamp_word = 0;  // its stamp, and above that a check over it
+
+  static std::uint64_t stamp_word_of(Stamp stamp, std::uint32_t segment,
+                                     std::uint64_t memory_id) noexcept {
+    const std::array<std::uint64_t, 2> both{memory_id, std::uint64_t{segment} << 32 | stamp};
+    return XXH3_64bits(both.data(), sizeof(both)) << 32 | stamp;
+  }
 };
 static_assert(sizeof(SegmentMeta) == 64);
 
@@ -82,6 +91,16 @@ class Arena {
     domains_[segment].store(domain, std::memory_order_relaxed);
   }
 
+  // Under which the segment was opened.
+  Stamp stamp_of(std::uint32_t segment) const noexcept {
+    return stamps_[segment].load(std::memory_order_relaxed);
+  }
+  void set_stamp(std::uint32_t segment, Stamp stamp) noexcept {
+    table_[segment].stamp_word =
+        SegmentMeta::stamp_word_of(stamp, segment, memory_.head().header.memory_id);
+    stamps_[segment].store(stamp, std::memory_order_relaxed);
+  }
+
   // Whether a record's size agrees with its place, as that of all records does that another process
   // did not leave damaged.
   bool is_sound(const RecordHeader& record, std::uint64_t location) const noexcept {
@@ -96,6 +115,8 @@ class Arena {
 
   // Fills the free list anew, by the rows; before there are other threads.
   void adopt_free();
+  // Says under which stamps the segments in use were opened; likewise.
+  void adopt_stamps(MovedKeys& moved) noexcept;
   // A free segment. Waits for readers when all others are in limbo; never while an epoch is held.
   std::uint32_t allocate(EpochManager& epochs);
   // Gives back a segment that no index entry points into any more.
@@ -104,8 +125,8 @@ class Arena {
   // Bytes beside segments and buckets.
   std::uint64_t side_bytes() const noexcept {
     return sizeof(ArenaHead) +
-           std::uint64_t{segment_count_} *
-               (sizeof(SegmentMeta) + sizeof(DomainIndex) + 2 * sizeof(std::uint32_t));
+           std::uint64_t{segment_count_} * (sizeof(SegmentMeta) + sizeof(DomainIndex) +
+                                            sizeof(Stamp) + 2 * sizeof(std::uint32_t));
   }
   std::uint64_t reader_waits() const noexcept {
     return reader_waits_.load(std::memory_order_relaxed);
@@ -124,6 +145,7 @@ class Arena {
   // The domain of each segment's row, as this process counts domains. Dense: a lookup reads it for
   // each hit, and 64-byte rows would not stay in the near caches.
   std::unique_ptr<std::atomic<DomainIndex>[]> domains_;
+  std::unique_ptr<std::atomic<Stamp>[]> stamps_;  // likewise
 
   struct Waiting {
     std::uint32_t segment;

@@ -15,12 +15,13 @@
 
 #include "core/hash.hpp"
 #include "core/layout.hpp"
+#include "core/moved_keys.hpp"
 #include "index/move_journal.hpp"
 
 namespace fc {
 
 inline constexpr std::uint64_t kArenaMagic = 0x3130414E45524143ull;  // "CARENA01"
-inline constexpr std::uint32_t kArenaVersion = 1;
+inline constexpr std::uint32_t kArenaVersion = 2;
 
 // A namespace that has records here.
 struct NamespaceRow {
@@ -86,7 +87,8 @@ static_assert(sizeof(ArenaHeader) == 136);
 
 struct ArenaHead {
   ArenaHeader header;
-  std::array<std::byte, 4096 - sizeof(ArenaHeader)> unused;
+  InstanceCounts counts;  // written by a start, before it serves
+  std::array<std::byte, 4096 - sizeof(ArenaHeader) - sizeof(InstanceCounts)> unused;
   std::array<NamespaceRow, layout::kMaxNamespaces> namespaces;
   std::array<DomainRow, layout::kMaxDomains> domains;
   std::array<MoveRow, ArenaHeader::kMoveRows> moves;

@@ -139,7 +139,7 @@ void Domain::forget(std::uint32_t segment, const RecordHeader& record) noexcept 
 
 Reservation Domain::append_locked(Queue queue, const RecordShape& shape, Tick now, bool evicting) {
   const std::size_t bytes = RecordHeader::bytes_for(shape.key_bytes, shape.value_bytes);
-  const Open* open = open_for_locked(queue, ttl_class_of(shape.expiry, now), bytes, now, evicting);
+  const Open* open = open_for_locked(queue, shape, now, evicting);
   if (open == nullptr) return {};
   const std::uint32_t segment = open->segment;
   SegmentMeta& row = parts_.arena.meta(segment);
@@ -202,10 +202,11 @@ Reservation Domain::append_large_locked(Queue queue, const RecordShape& shape, s
 }
 
 // The open segment that takes a record of this class; a new one when there is none with room.
-Domain::Open* Domain::open_for_locked(Queue queue, std::uint8_t ttl_class, std::size_t bytes,
-                                      Tick now, bool evicting) {
+Domain::Open* Domain::open_for_locked(Queue queue, const RecordShape& shape, Tick now,
+                                      bool evicting) {
   const auto q = static_cast<std::size_t>(queue);
-  const std::uint32_t size = parts_.arena.segment_bytes();
+  const std::uint8_t ttl_class = ttl_class_of(shape.expiry, now);
+  const std::size_t bytes = RecordHeader::bytes_for(shape.key_bytes, shape.value_bytes);
   // Few open segments in a small domain: a class of its own is worth less than the room.
   const std::size_t allowed = std::clamp<std::size_t>(budget_segments() / 16, 1, kMaxOpen);
   for (unsigned tries = 0;; ++tries) {
@@ -219,14 +220,14 @@ Domain::Open* Domain::open_for_locked(Queue queue, std::uint8_t ttl_class, std::
     }
     const bool exact = best < open.size() && open[best].ttl_class == ttl_class;
     if (best < open.size() && (exact || open.size() >= allowed)) {
-      if (parts_.arena.meta(open[best].segment).used + bytes <= size) return &open[best];
+      if (takes(open[best].segment, shape, bytes)) return &open[best];
       seal_locked(queue, best);
     }
     if (evicting) {
       // One segment above the budget at most: rather put up with another class.
       if (used_segments_ > budget_segments()) {
         for (Open& other : open) {
-          if (parts_.arena.meta(other.segment).used + bytes <= size) return &other;
+          if (takes(other.segment, shape, bytes)) return &other;
         }
         return nullptr;
       }
@@ -242,6 +243,12 @@ Domain::Open* Domain::open_for_locked(Queue queue, std::uint8_t ttl_class, std::
     open.push_back({start_segment_locked(queue, ttl_class, now), ttl_class});
     return &open.back();
   }
+}
+
+bool Domain::takes(std::uint32_t segment, const RecordShape& shape,
+                   std::size_t bytes) const noexcept {
+  return parts_.arena.meta(segment).used + bytes <= parts_.arena.segment_bytes() &&
+         !parts_.moved.wants_new(parts_.arena.stamp_of(segment), shape.high);
 }
 
 bool Domain::make_room_locked(std::uint32_t segments, Tick now) {
@@ -292,6 +299,7 @@ std::uint32_t Domain::start_segment_locked(Queue queue, std::uint8_t ttl_class, 
   row.due = SegmentMeta::kForever;
   row.live_bytes.store(0, std::memory_order_relaxed);
   parts_.arena.set_domain(segment, index_, row_number_);
+  parts_.arena.set_stamp(segment, parts_.moved.now());
   row.state.store(SegmentState::Open, std::memory_order_release);
   ++segments_in_[static_cast<std::size_t>(queue)];
   used_shown_.store(++used_segments_, std::memory_order_relaxed);
@@ -417,6 +425,10 @@ void Domain::visit(CounterVisitor& visitor) const {
                   evictions_.get());
   visitor.counter("feature_cache_domain_expirations_total",
                   "Expired items whose memory was taken back.", labels, expirations_.get());
+  visitor.counter(
+      "feature_cache_domain_hidden_total",
+      "Items of keys that had moved away since, dropped when their segment was emptied.", labels,
+      hidden_.get());
   visitor.counter("feature_cache_domain_kept_total",
                   "Items that the policy kept when their segment was emptied.", labels,
                   kept_.get());

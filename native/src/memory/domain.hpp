@@ -15,6 +15,9 @@
 //   - A policy that keeps everything does not hold writers up for long: after kPatience segments
 //     without gain the next one is dropped whole.
 //
+// A record whose key has moved since (core/moved_keys.hpp) is neither moved nor copied down; and no
+// record is added to a segment in which it would be taken for such a one.
+//
 // With a tier below, an evicted record is copied there before its entry swings over, outside of the
 // pair's lock: a writer of the key may come in between, then the copy is dead from the start.
 //
@@ -46,6 +49,7 @@ struct TierParts {
   Arena& arena;
   Index& index;
   EpochManager& epochs;
+  const MovedKeys& moved;
 };
 
 // The state of a namespace that lookups and evictors read.
@@ -71,7 +75,8 @@ struct Reservation {
 };
 
 struct RecordShape {
-  std::uint64_t hash = 0;
+  std::uint64_t hash = 0;  // the low half
+  std::uint64_t high = 0;
   std::uint16_t key_bytes = 0;
   std::uint32_t value_bytes = 0;
   bool negative = false;
@@ -160,8 +165,9 @@ class Domain {
                                   Tick now);
   Reservation write_header_locked(std::uint32_t segment, std::uint32_t offset,
                                   const RecordShape& shape, std::size_t bytes, Tick now);
-  Open* open_for_locked(Queue queue, std::uint8_t ttl_class, std::size_t bytes, Tick now,
-                        bool evicting);
+  Open* open_for_locked(Queue queue, const RecordShape& shape, Tick now, bool evicting);
+  // Whether a record may go into this open segment.
+  bool takes(std::uint32_t segment, const RecordShape& shape, std::size_t bytes) const noexcept;
   bool make_room_locked(std::uint32_t segments, Tick now);
   void settle_first_fill_locked();
   void set_filled_once(bool filled) noexcept {
@@ -177,13 +183,17 @@ class Domain {
   bool pop_garbage_locked(std::uint32_t* segment);
   bool evict_one_locked(Tick now, Purpose purpose);
   void empty_locked(std::uint32_t segment, Tick now, Purpose purpose);
-  void judge_record_locked(std::uint32_t segment, std::uint32_t offset, std::uint64_t hash,
+  void judge_record_locked(std::uint32_t segment, std::uint32_t offset, const KeyHash& hash,
                            Tick now, Purpose purpose);
-  void move_record_locked(std::uint64_t location, RecordHeader& record, std::uint64_t hash,
+  void move_record_locked(std::uint64_t location, RecordHeader& record, const KeyHash& hash,
                           Queue queue, unsigned frequency, Tick now);
-  void demote_record_locked(std::uint64_t location, const RecordHeader& record, std::uint64_t hash,
+  void demote_record_locked(std::uint64_t location, const RecordHeader& record, const KeyHash& hash,
                             unsigned frequency);
   Slot* find_location(const Place& place, std::uint64_t location) noexcept;
+  // Of a record: whether its key has moved since. For a mover that has the room for the copy.
+  bool is_hidden(std::uint32_t segment, const KeyHash& hash) const noexcept {
+    return parts_.moved.hides(parts_.arena.stamp_of(segment), hash.high);
+  }
   void release_locked(std::uint32_t segment);
   void release_dead_locked();
   void drop_entry(Slot& slot, std::uint32_t segment, const RecordHeader& record,
@@ -223,6 +233,7 @@ class Domain {
   Counter payload_bytes_;  // keys and values alone
   Counter evictions_;
   Counter expirations_;
+  Counter hidden_;
   Counter kept_;
   Counter dropped_kept_;
   Counter segments_emptied_;

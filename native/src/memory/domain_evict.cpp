@@ -63,7 +63,7 @@ void Domain::empty_locked(std::uint32_t segment, Tick now, Purpose purpose) {
   constexpr std::uint32_t kAhead = 16;
   struct Seen {
     std::uint32_t offset;
-    std::uint64_t hash;
+    KeyHash hash;
   };
   std::array<Seen, kAhead> ahead{};
   std::uint32_t scanned = 0;  // records whose bucket was prefetched
@@ -78,9 +78,9 @@ void Domain::empty_locked(std::uint32_t segment, Tick now, Purpose purpose) {
         end = offset;  // damaged: nothing says where the next record would be
         continue;
       }
-      const std::uint64_t hash = hash_key(ns_.seed, record.key()).low;
-      parts_.index.prefetch(parts_.index.home_of(hash));
-      policy_->prefetch(hash);
+      const KeyHash hash = hash_key(ns_.seed, record.key());
+      parts_.index.prefetch(parts_.index.home_of(hash.low));
+      policy_->prefetch(hash.low);
       ahead[scanned++ % kAhead] = {offset, hash};
       offset = row.large != 0 ? end : offset + static_cast<std::uint32_t>(record.record_bytes());
       continue;
@@ -140,12 +140,12 @@ void Domain::drop_entry(Slot& slot, std::uint32_t segment, const RecordHeader& r
   row.live_bytes.fetch_sub(static_cast<std::uint32_t>(bytes), std::memory_order_relaxed);
 }
 
-void Domain::judge_record_locked(std::uint32_t segment, std::uint32_t offset, std::uint64_t hash,
+void Domain::judge_record_locked(std::uint32_t segment, std::uint32_t offset, const KeyHash& hash,
                                  Tick now, Purpose purpose) {
   SegmentMeta& row = parts_.arena.meta(segment);
   const std::uint64_t location = parts_.arena.location(segment, offset);
   RecordHeader& record = *parts_.arena.record(location);
-  const Place place = parts_.index.place_of(hash);
+  const Place place = parts_.index.place_of(hash.low);
   Verdict verdict{};
   unsigned frequency = 0;
   {
@@ -153,7 +153,12 @@ void Domain::judge_record_locked(std::uint32_t segment, std::uint32_t offset, st
     Slot* slot = find_location(place, location);
     if (slot == nullptr) return;  // superseded or deleted
     const Entry entry(slot->load(std::memory_order_relaxed));
-    ns_.router->asked(hash, entry.frequency());
+    if (is_hidden(segment, hash)) {
+      hidden_.add();
+      drop_entry(*slot, segment, record);
+      return;
+    }
+    ns_.router->asked(hash.low, entry.frequency());
     if (record.expired(now) ||
         record.incarnation != ns_.incarnation.load(std::memory_order_relaxed)) {
       expirations_.add();
@@ -162,7 +167,7 @@ void Domain::judge_record_locked(std::uint32_t segment, std::uint32_t offset, st
     }
     const auto from = static_cast<Queue>(row.queue);
     if (purpose == Purpose::Judge) {
-      verdict = policy_->judge({hash, entry.frequency(), from});
+      verdict = policy_->judge({hash.low, entry.frequency(), from});
     } else {
       verdict = {purpose == Purpose::Compact, from, entry.frequency()};
     }
@@ -197,13 +202,14 @@ void Domain::judge_record_locked(std::uint32_t segment, std::uint32_t offset, st
 // Copies a live record to the tier below and swings its entry over, or drops it where it is not
 // taken; unless a writer was faster.
 void Domain::demote_record_locked(std::uint64_t location, const RecordHeader& record,
-                                  std::uint64_t hash, unsigned frequency) {
+                                  const KeyHash& hash, unsigned frequency) {
   const std::uint32_t first = parts_.arena.segment_of(location);
   DemotedRecord item;
   item.ns = ns_index_;
   item.incarnation = record.incarnation;
   item.domain = number_;
-  item.hash = hash;
+  item.hash = hash.low;
+  item.high = hash.high;
   item.key = record.key();
   item.value_bytes = record.value_bytes();
   item.expiry = record.expiry;
@@ -223,6 +229,7 @@ void Domain::demote_record_locked(std::uint64_t location, const RecordHeader& re
     }
   }
   item.value = pieces_;
+  FC_SEQUENCE_POINT("domain:judged");
   Demotion demotion = lower_->demote(item);
   if (spill_until_ns_ != 0) {
     // Nobody waits for this one: there is time until the device has taken more.
@@ -236,11 +243,12 @@ void Domain::demote_record_locked(std::uint64_t location, const RecordHeader& re
     }
   }
   FC_SEQUENCE_POINT("domain:demoting");
-  const Place place = parts_.index.place_of(hash);
+  const Place place = parts_.index.place_of(hash.low);
   const PairLock pair(parts_.index, place);
   Slot* slot = find_location(place, location);
-  if (slot != nullptr) drop_entry(*slot, first, record, demotion.entry.word());
-  if (demotion.taken()) lower_->published(demotion, slot != nullptr);
+  const bool moved = slot != nullptr && demotion.taken() && !is_hidden(first, hash);
+  if (slot != nullptr) drop_entry(*slot, first, record, moved ? demotion.entry.word() : 0);
+  if (demotion.taken()) lower_->published(demotion, moved);
 }
 
 std::uint64_t Domain::spill(Tick now, std::uint64_t deadline_ns, std::uint64_t bytes_most) {
@@ -270,17 +278,18 @@ std::uint64_t Domain::spill(Tick now, std::uint64_t deadline_ns, std::uint64_t b
 
 // Copies a live record to the end of a queue and swings its entry over, unless a writer was faster.
 // The pair's lock is not held while room is made: that may wait for readers.
-void Domain::move_record_locked(std::uint64_t location, RecordHeader& record, std::uint64_t hash,
+void Domain::move_record_locked(std::uint64_t location, RecordHeader& record, const KeyHash& hash,
                                 Queue queue, unsigned frequency, Tick now) {
   RecordShape shape;
-  shape.hash = hash;
+  shape.hash = hash.low;
+  shape.high = hash.high;
   shape.key_bytes = record.key_bytes;
   shape.value_bytes = record.value_bytes();
   shape.negative = record.negative();
   shape.expiry = record.expiry;
   shape.incarnation = record.incarnation;
   const Reservation copy = append_locked(queue, shape, now, true);
-  const Place place = parts_.index.place_of(hash);
+  const Place place = parts_.index.place_of(hash.low);
   const std::uint32_t segment = parts_.arena.segment_of(location);
   if (copy.record == nullptr) {
     const PairLock pair(parts_.index, place);
@@ -295,7 +304,11 @@ void Domain::move_record_locked(std::uint64_t location, RecordHeader& record, st
   bool moved = false;
   {
     const PairLock pair(parts_.index, place);
-    if (Slot* slot = find_location(place, location)) {
+    Slot* slot = find_location(place, location);
+    if (slot != nullptr && is_hidden(segment, hash)) {
+      hidden_.add();
+      drop_entry(*slot, segment, record);
+    } else if (slot != nullptr) {
       const Entry to = Entry::dram(place.tag, copy.location, record.record_bytes(), frequency);
       count_in(*copy.record);
       drop_entry(*slot, segment, record, to.word());  // one store: the key is never away

@@ -128,6 +128,7 @@ DramTier::Outcome DramTier::write(Namespace& ns, const PutItem& item, const KeyH
     domain = domains_[wanted].get();
     RecordShape shape;
     shape.hash = hash.low;
+    shape.high = hash.high;
     shape.key_bytes = static_cast<std::uint16_t>(item.key.size());
     shape.value_bytes = static_cast<std::uint32_t>(item.value.size());
     shape.negative = item.negative;
@@ -248,6 +249,7 @@ bool DramTier::promote(NamespaceIndex ns_index, const Promotion& item) {
   const Place place = index_.place_of(item.hash);
   RecordShape shape;
   shape.hash = item.hash;
+  shape.high = hash_key(ns.seed, item.key).high;
   shape.key_bytes = static_cast<std::uint16_t>(item.key.size());
   shape.value_bytes = static_cast<std::uint32_t>(item.value.size());
   shape.expiry = item.expiry;
@@ -263,6 +265,7 @@ bool DramTier::promote(NamespaceIndex ns_index, const Promotion& item) {
     Slot* slot = index_.find_nvm_locked(place, Entry(item.entry).nvm_location());
     // The place may have been used again since the read.
     if (slot != nullptr && lower_->generation(Entry(item.entry)) == item.generation &&
+        !moved_.hides(lower_->stamp(Entry(item.entry)), shape.high) &&
         ns.incarnation.load(std::memory_order_relaxed) == item.incarnation) {
       const Entry old(slot->load(std::memory_order_relaxed));
       domain.count_in(*reservation.record);
@@ -275,6 +278,12 @@ bool DramTier::promote(NamespaceIndex ns_index, const Promotion& item) {
   }
   domain.done(reservation, published);
   return published;
+}
+
+bool DramTier::is_hidden_below(NamespaceIndex ns, std::string_view key,
+                               std::uint64_t entry) const noexcept {
+  return moved_.active() &&
+         moved_.hides(lower_->stamp(Entry(entry)), hash_key(namespaces_[ns]->seed, key).high);
 }
 
 void DramTier::drop_below(std::uint64_t hash, std::uint64_t entry) {
@@ -334,6 +343,16 @@ std::uint64_t DramTier::flush(NamespaceIndex ns_index) {
   return dropped;
 }
 
+void DramTier::drop_shards(std::span<const std::uint32_t> shards) {
+  moved_.drop(
+      shards, [](std::uint32_t, Stamp) {},
+      [this] {
+        for (std::uint32_t stripe = 0; stripe < layout::kWriteVersionStripes; ++stripe) {
+          write_versions_[stripe].fetch_add(1, std::memory_order_acq_rel);
+        }
+      });
+}
+
 std::uint64_t DramTier::resize(DomainIndex domain_index, std::uint64_t budget_bytes) {
   const std::lock_guard lock(resize_mutex_);
   Domain& domain = *domains_[domain_index];
@@ -367,6 +386,7 @@ void DramTier::maintain() {
 // All memory that is neither segments nor buckets.
 std::uint64_t DramTier::side_bytes() const noexcept {
   std::uint64_t bytes = arena_.side_bytes() + Index::side_bytes() + EpochManager::memory_bytes() +
+                        moved_.memory_bytes() +
                         layout::kWriteVersionStripes * sizeof(std::uint32_t);
   for (const auto& domain : domains_) bytes += domain->side_bytes();
   for (const auto& ns : namespaces_) bytes += sizeof(*ns) + ns->router->memory_bytes();

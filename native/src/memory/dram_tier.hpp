@@ -51,6 +51,10 @@ class DramTier {
   Index& index() noexcept { return index_; }
   EpochManager& epochs() noexcept { return epochs_; }
   const Ticks& ticks() const noexcept { return ticks_; }
+  MovedKeys& moved() noexcept { return moved_; }
+  // After all tiers have said what they found, and before anything is written or served. `below`:
+  // what the tier below knows of the time before, where memory is new.
+  void settle_moves(const InstanceCounts& below);
   const Geometry& geometry() const noexcept { return geometry_; }
   const ArenaMemory& memory() const noexcept { return memory_; }
   // The tier below may set it to what it holds, before there are other threads; then
@@ -91,9 +95,12 @@ class DramTier {
     std::uint16_t incarnation = 0;
   };
   bool promote(NamespaceIndex ns, const Promotion& item);
+  // Whether the key of what was read from below has moved since.
+  bool is_hidden_below(NamespaceIndex ns, std::string_view key, std::uint64_t entry) const noexcept;
   // Takes an entry of the tier below out of the index, when it is there still.
   void drop_below(std::uint64_t hash, std::uint64_t entry);
   std::uint64_t flush(NamespaceIndex ns);
+  void drop_shards(std::span<const std::uint32_t> shards);
   std::uint64_t resize(DomainIndex domain, std::uint64_t budget_bytes);
   void maintain();
   void visit(CounterVisitor& visitor) const;
@@ -153,14 +160,16 @@ class DramTier {
   std::uint64_t side_bytes() const noexcept;
 
   // get.cpp
-  template <class Tiers>
+  template <bool kHides, class Tiers>
   static void get_all(Tiers tiers, GetBatch& batch);
-  template <class Tiers>
+  template <bool kHides, class Tiers>
   static void get_group(Tiers tiers, typename Tiers::Chunk& chunk, GetBatch& batch,
                         std::size_t begin, std::size_t end);
-  void find_again(GetBatch& batch, GetTally& tally, std::size_t position, std::uint64_t hash);
+  template <bool kHides>
+  void find_again(GetBatch& batch, GetTally& tally, std::size_t position, const KeyHash& hash);
+  template <bool kHides>
   bool serve(GetColumn& column, GetBatch& batch, GetTally& tally, std::size_t position,
-             const RecordHeader& record, Entry entry, Slot& slot, std::uint64_t hash);
+             const RecordHeader& record, Entry entry, Slot& slot, const KeyHash& hash);
   bool serve_below(GetBatch& batch, GetTally& tally, std::size_t position, Entry entry, Slot& slot,
                    std::uint64_t hash, Token token);
   bool append_value(GetColumn& column, GetBatch& batch, GetTally& tally, std::size_t position,
@@ -177,6 +186,7 @@ class DramTier {
   Arena arena_;
   Index index_;
   EpochManager epochs_;
+  MovedKeys moved_;
   LowerTier* lower_ = nullptr;  // fixed before there are other threads; null: none
   const std::unique_ptr<std::atomic<std::uint32_t>[]> write_versions_;
   std::vector<std::unique_ptr<Namespace>> namespaces_;  // fixed after construction

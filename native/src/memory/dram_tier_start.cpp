@@ -19,13 +19,15 @@ DramTier::DramTier(const EngineConfig& config, const Clock& clock, StartReport& 
       instance_(static_cast<std::uint16_t>(config.instance)),
       arena_(memory_),
       index_(arena_.buckets(), geometry_.bucket_count, memory_.head().moves),
+      moved_(config.instance, config.instance_count, config.shard_count),
       write_versions_(
           std::make_unique<std::atomic<std::uint32_t>[]>(layout::kWriteVersionStripes)) {
   make_namespaces(config);
   const std::vector<std::uint32_t> budgets = budgets_of(config);
   const std::uint64_t begun_ns = monotonic_ns();
   const std::vector<AdoptedDomain> adopted = adopt(config, report, progress);
-  const TierParts parts{arena_, index_, epochs_};
+  arena_.adopt_stamps(moved_);
+  const TierParts parts{arena_, index_, epochs_, moved_};
   for (std::size_t n = 0; n < namespaces_.size(); ++n) {
     Namespace& ns = *namespaces_[n];
     const NamespaceConfig& ns_config = config.namespaces[n];
@@ -57,6 +59,14 @@ DramTier::DramTier(const EngineConfig& config, const Clock& clock, StartReport& 
 
 void DramTier::fit_budgets() {
   for (const auto& domain : domains_) domain->fit_budget(now());
+}
+
+void DramTier::settle_moves(const InstanceCounts& below) {
+  InstanceCounts& kept = memory_.head().counts;
+  moved_.settle(memory_.kind() == ArenaMemory::Kind::New ? below : kept);
+  // Cut off in here nothing is known to the next start, which then hides all.
+  kept = moved_.counts();
+  FC_SEQUENCE_POINT("moves:settled");
 }
 
 void DramTier::make_namespaces(const EngineConfig& config) {

@@ -21,6 +21,7 @@
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
 
 #include "core/placement.hpp"
 #include "core/sequence_point.hpp"
@@ -152,7 +153,7 @@ class DramTier::ManyTiers {
   const std::uint32_t count_;
 };
 
-template <class Tiers>
+template <bool kHides, class Tiers>
 void DramTier::get_all(const Tiers tiers, GetBatch& batch) {
   GetColumn& column = batch.column;
   column.values->reserve(1);  // so that an empty value, too, is copied to an address that exists
@@ -160,7 +161,7 @@ void DramTier::get_all(const Tiers tiers, GetBatch& batch) {
     typename Tiers::Chunk chunk(tiers);
     const std::size_t end = std::min(begin + kChunk, column.keys.size());
     for (std::size_t group = begin; group < end; group += kGroup) {
-      get_group(tiers, chunk, batch, group, std::min(group + kGroup, end));
+      get_group<kHides>(tiers, chunk, batch, group, std::min(group + kGroup, end));
     }
     for (std::size_t i = 0; i < batch.touched_count; ++i) {
       Index::touch(*batch.touched[i].slot, Entry(batch.touched[i].seen));
@@ -173,7 +174,11 @@ std::uint64_t DramTier::get(GetColumn& column, std::span<const std::uint64_t> re
   GetBatch batch(column, rejected);
   GetTally tally(*this, column.ns);
   tally.tick = now();
-  get_all(OneTier(*this, tally), batch);
+  if (!moved_.active()) [[likely]] {
+    get_all<false>(OneTier(*this, tally), batch);
+  } else {
+    get_all<true>(OneTier(*this, tally), batch);
+  }
   if (!column.quiet) count(tally);
   return tally.below_hits;
 }
@@ -182,8 +187,17 @@ void TierSet::get(GetColumn& column, std::span<std::uint64_t> below_hits) const 
   DramTier::GetBatch batch(column, {});
   std::vector<DramTier::GetTally> tallies;
   tallies.reserve(tiers_.size());
-  for (const DramTier* tier : tiers_) tallies.emplace_back(*tier, column.ns);
-  DramTier::get_all(DramTier::ManyTiers(tiers_, tallies), batch);
+  bool hides = false;
+  for (const DramTier* tier : tiers_) {
+    tallies.emplace_back(*tier, column.ns);
+    hides |= tier->moved_.active();
+  }
+  const DramTier::ManyTiers all(tiers_, tallies);
+  if (!hides) [[likely]] {
+    DramTier::get_all<false>(all, batch);
+  } else {
+    DramTier::get_all<true>(all, batch);
+  }
   for (std::size_t i = 0; i < tiers_.size(); ++i) {
     if (!column.quiet) tiers_[i]->count(tallies[i]);
     below_hits[i] = tallies[i].below_hits;
@@ -218,11 +232,15 @@ inline bool DramTier::append_value(GetColumn& column, GetBatch& batch, GetTally&
   return true;
 }
 
-// Answers one key from its record; false when the record has expired.
+// Answers one key from its record; false when the record has expired, or its key moved since.
+template <bool kHides>
 inline bool DramTier::serve(GetColumn& column, GetBatch& batch, GetTally& tally,
                             std::size_t position, const RecordHeader& record, Entry entry,
-                            Slot& slot, std::uint64_t hash) {
+                            Slot& slot, const KeyHash& hash) {
   if (record.expired(tally.tick)) return false;
+  if constexpr (kHides) {
+    if (moved_.hides(arena_.stamp_of(arena_.segment_of(entry.location())), hash.high)) return false;
+  }
   if (entry.frequency() < Entry::kMaxFrequency) {
     batch.touched[batch.touched_count++] = {&slot, entry.word()};
   }
@@ -249,7 +267,7 @@ inline bool DramTier::serve(GetColumn& column, GetBatch& batch, GetTally& tally,
       record.expiry - tally.tick < domains_[domain]->refresh_ticks() &&
       entry.frequency() >= kHotFrequency) [[unlikely]] {
     // The token is younger than the value: a put in between would not void it.
-    const Token token{write_version(hash).load(std::memory_order_acquire), tally.incarnation};
+    const Token token{write_version(hash.low).load(std::memory_order_acquire), tally.incarnation};
     if (Entry(slot.load(std::memory_order_acquire)).same_record(entry)) {
       column.refresh->push_back({static_cast<std::uint32_t>(position), token});
     }
@@ -276,15 +294,17 @@ void DramTier::copy_value(const RecordHeader& record, std::uint64_t location,
   }
 }
 
-template <class Tiers>
+template <bool kHides, class Tiers>
 void DramTier::get_group(const Tiers tiers, typename Tiers::Chunk& chunk, GetBatch& batch,
                          std::size_t begin, std::size_t end) {
+  struct NoHigh {};  // where nothing is hidden, the half that says so is not even computed
   struct Probe {
     std::uint64_t hash;
     std::uint64_t bucket;  // home, then partner
     Slot* slot;            // null: nothing found yet
     std::uint64_t word;    // of the entry; raw, so that an array of probes costs nothing to make
     [[no_unique_address]] typename Tiers::Choice choice;
+    [[no_unique_address]] std::conditional_t<kHides, std::uint64_t, NoHigh> high;
     Entry entry() const noexcept { return Entry(word); }
   };
   std::array<Probe, kGroup> probes;
@@ -297,6 +317,7 @@ void DramTier::get_group(const Tiers tiers, typename Tiers::Chunk& chunk, GetBat
     Probe& key = probes[i];
     const KeyHash hash = hash_key(seed, keys[begin + i]);
     key.hash = hash.low;
+    if constexpr (kHides) key.high = hash.high;
     key.choice = tiers.choose(hash, chunk);
     const Index& index = tiers.tier(key.choice).index_;
     key.bucket = index.home_of(key.hash);
@@ -331,44 +352,50 @@ void DramTier::get_group(const Tiers tiers, typename Tiers::Chunk& chunk, GetBat
     const std::size_t position = begin + i;
     DramTier& tier = tiers.tier(key.choice);
     GetTally& tally = tiers.tally(key.choice);
+    KeyHash hash{.low = key.hash, .high = 0};
+    if constexpr (kHides) hash.high = key.high;
     if (key.slot != nullptr && !key.entry().on_nvm()) {
       const RecordHeader& record = *tier.arena_.record(key.entry().location());
       if (record.holds(keys[position], tally.incarnation) &&
-          tier.serve(column, batch, tally, position, record, key.entry(), *key.slot, key.hash))
-          [[likely]] {
+          tier.template serve<kHides>(column, batch, tally, position, record, key.entry(),
+                                      *key.slot, hash)) [[likely]] {
         continue;
       }
     }
-    tier.find_again(batch, tally, position, key.hash);
+    tier.template find_again<kHides>(batch, tally, position, hash);
   }
 }
 
 // The certain lookup of a key that the passes did not find.
+template <bool kHides>
 void DramTier::find_again(GetBatch& batch, GetTally& tally, std::size_t position,
-                          std::uint64_t hash) {
+                          const KeyHash& hash) {
   GetColumn& column = batch.column;
   // The token first: a write after it voids it, a write before it is seen by the find.
-  const Token token{write_version(hash).load(std::memory_order_acquire), tally.incarnation};
+  const Token token{write_version(hash.low).load(std::memory_order_acquire), tally.incarnation};
   struct Below {
     Entry entry;
     Slot* slot;
   };
   std::array<Below, kBelowMost> below;
   std::size_t below_count = 0;
-  const bool present = index_.find(index_.place_of(hash), [&](Entry entry, Slot& slot) {
+  const bool present = index_.find(index_.place_of(hash.low), [&](Entry entry, Slot& slot) {
     if (entry.on_nvm()) {
-      if (below_count < kBelowMost && entry.may_be_nvm_of(hash)) {
+      if (below_count < kBelowMost && entry.may_be_nvm_of(hash.low)) {
         below[below_count++] = {entry, &slot};
       }
       return false;
     }
     const RecordHeader& record = *arena_.record(entry.location());
     return record.holds(column.keys[position], tally.incarnation) &&
-           serve(column, batch, tally, position, record, entry, slot, hash);
+           serve<kHides>(column, batch, tally, position, record, entry, slot, hash);
   });
   if (present) return;
   for (std::size_t i = 0; i < below_count; ++i) {
-    if (serve_below(batch, tally, position, below[i].entry, *below[i].slot, hash, token)) {
+    const Entry entry = below[i].entry;
+    // Unread: whoever's it is, it is not the key's as it is now.
+    if (kHides && moved_.hides(lower_->stamp(entry), hash.high)) continue;
+    if (serve_below(batch, tally, position, entry, *below[i].slot, hash.low, token)) {
       return;
     }
   }

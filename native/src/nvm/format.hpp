@@ -22,11 +22,12 @@
 #include "core/clock.hpp"
 #include "core/hash.hpp"
 #include "core/layout.hpp"
+#include "core/moved_keys.hpp"
 #include "feature_cache/types.hpp"
 
 namespace fc::nvm {
 
-inline constexpr std::uint32_t kFormatVersion = 2;
+inline constexpr std::uint32_t kFormatVersion = 3;
 inline constexpr std::uint64_t kSuperblockMagic = 0x31304D564E434601ull;  // "\1FCNVM01"
 inline constexpr std::uint64_t kHeaderMagic = 0x4745524745524346ull;
 inline constexpr std::uint64_t kTrailerMagic = 0x4C4941525445524Full;
@@ -54,7 +55,8 @@ struct RegionHeader {
   std::uint16_t incarnation;  // of the namespace: all of a region's records have it
   std::uint16_t reserved;
   std::uint64_t namespace_seed;  // names the namespace
-  std::uint64_t unused[2];
+  Stamp stamp;                   // under which it was opened (core/moved_keys.hpp)
+  std::uint32_t unused[3];
   std::uint64_t checksum;  // of the bytes before
 
   std::uint64_t sum() const noexcept { return XXH3_64bits(this, offsetof(RegionHeader, checksum)); }

@@ -120,6 +120,7 @@ std::optional<FoundSet> find_set(const std::vector<std::shared_ptr<NvmDevice>>& 
     return std::nullopt;
   }
   set.sequence = latest.sequence;
+  set.counts = latest.counts;
   std::uint64_t gone_ms = 0;
   if (std::string_view(latest.boot_id.data(), latest.boot_id.size()) == boot_id) {
     gone_ms = boot_ms - std::min(boot_ms, latest.boot_ms);

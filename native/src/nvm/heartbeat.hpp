@@ -13,12 +13,13 @@
 
 #include "core/clock.hpp"
 #include "core/hash.hpp"
+#include "core/moved_keys.hpp"
 #include "nvm/device.hpp"
 #include "nvm/format.hpp"
 
 namespace fc::nvm {
 
-inline constexpr std::uint64_t kHeartbeatMagic = 0x3130544145424346ull;  // "FCBEAT01"
+inline constexpr std::uint64_t kHeartbeatMagic = 0x3230544145424346ull;  // "FCBEAT02"
 inline constexpr std::uint64_t kHeartbeatOffset = 8192;                  // and the block behind it
 
 enum class SetState : std::uint32_t {
@@ -36,11 +37,12 @@ struct Heartbeat {
   std::uint64_t wall_ms = 0;  // CLOCK_REALTIME at that tick
   std::uint64_t boot_ms = 0;  // CLOCK_BOOTTIME
   std::array<char, 32> boot_id{};
+  InstanceCounts counts{};     // of the node, as of this life
   std::uint64_t checksum = 0;  // of the bytes before
 
   std::uint64_t sum() const noexcept { return XXH3_64bits(this, offsetof(Heartbeat, checksum)); }
 };
-static_assert(sizeof(Heartbeat) == 88);
+static_assert(sizeof(Heartbeat) == 168);
 
 // Writes one and has the device keep it, and all that was written before; false when that failed.
 bool write_heartbeat(IoQueue& queue, const Heartbeat& heartbeat);
@@ -55,6 +57,7 @@ struct FoundSet {
   SetState state = SetState::Serving;  // of all
   Tick tick = 0;                       // now
   bool clock_doubt = false;            // the time of day is before the last heartbeat's
+  InstanceCounts counts{};
 };
 // None, and why, when they are not one set of this format, or its time has run out.
 std::optional<FoundSet> find_set(const std::vector<std::shared_ptr<NvmDevice>>& devices,

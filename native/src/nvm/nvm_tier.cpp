@@ -115,7 +115,7 @@ std::vector<std::shared_ptr<NvmDevice>> open_devices(NvmConfig& config) {
 
 NvmTier::NvmTier(const EngineConfig& config, const Geometry& geometry,
                  const std::vector<std::shared_ptr<NvmDevice>>& devices, Index& index,
-                 EpochManager& epochs, const Ticks& ticks, const NvmStart& start)
+                 EpochManager& epochs, MovedKeys& moved, const Ticks& ticks, const NvmStart& start)
     : regions_(devices, geometry.region_bytes, config.nvm.errors_max),
       ticks_(ticks),
       index_(index),
@@ -126,7 +126,7 @@ NvmTier::NvmTier(const EngineConfig& config, const Geometry& geometry,
       state_(start.state_path, shape_of(regions_, config, start.memory_id), report_, not_kept_),
       index_slots_(geometry.nvm_slots),
       set_id_(settle_set()),
-      log_(config, geometry, regions_, state_, epochs),
+      log_(config, geometry, regions_, state_, epochs, moved),
       writer_(log_, regions_, index, ticks,
               {.set_id = set_id_, .probe_interval_ms = config.nvm.probe_interval_ms}) {
   write_superblocks();
@@ -232,6 +232,10 @@ void NvmTier::recover() {
   report_.nvm_items = found.items;
   report_.nvm_dropped = found.dropped;
   journal_entries_ = {};
+  report_.nvm_ms = static_cast<double>(monotonic_ns() - begun_ns) * 1e-6;
+}
+
+void NvmTier::start() {
   if (persist_.enabled()) {
     writer_.beats_from(start_.found ? start_.found->sequence : 0);
     keep_journal();
@@ -243,7 +247,7 @@ void NvmTier::recover() {
                               "an nvm device does not take what says that it is in use");
     }
   }
-  report_.nvm_ms = static_cast<double>(monotonic_ns() - begun_ns) * 1e-6;
+  writer_.start();
 }
 
 // A journal begins with nothing, so the regions' lists are made exact first.
@@ -457,6 +461,9 @@ void NvmTier::visit(CounterVisitor& visitor) const {
             ns->reinserted_bytes);
     counter("feature_cache_namespace_nvm_evicted_total", "Items that went with their region.",
             ns->evicted);
+    counter("feature_cache_namespace_nvm_hidden_total",
+            "Items of keys that had moved away since, dropped when they were come upon.",
+            ns->hidden);
     counter("feature_cache_namespace_nvm_promoted_total", "Items that came back to DRAM.",
             ns->promoted);
     counter("feature_cache_namespace_nvm_dropped_by_tag_total",

@@ -42,17 +42,18 @@ class NvmTier final : public LowerTier {
   // device whose content is somebody else's or that fails.
   NvmTier(const EngineConfig& config, const Geometry& geometry,
           const std::vector<std::shared_ptr<NvmDevice>>& devices, Index& index,
-          EpochManager& epochs, const Ticks& ticks, const NvmStart& start);
+          EpochManager& epochs, MovedKeys& moved, const Ticks& ticks, const NvmStart& start);
   ~NvmTier() override;
 
   // Where a namespace's incarnation is kept; of all, before recover().
   void follow_incarnation(NamespaceIndex ns, std::atomic<std::uint16_t>& incarnation) {
     log_.ns(ns).incarnation = &incarnation;
   }
-  // Takes over what there is, and has the devices say that they are in use; before start(). Throws
-  // std::system_error when they cannot, or for a journal that cannot be kept.
+  // Takes over what there is.
   void recover();
-  void start() { writer_.start(); }
+  // Has the devices say that they are in use, when it is known which keys moved, and starts to
+  // write. Throws std::system_error when they cannot, or for a journal that cannot be kept.
+  void start();
   // The orderly end, after all reads and writes: all that is in memory goes to the devices, and
   // they say exactly what is valid. False: not all of it, by the deadline or an error.
   bool shutdown(std::uint64_t deadline_ns);
@@ -77,6 +78,9 @@ class NvmTier final : public LowerTier {
   void unpin(Entry entry) noexcept override;
   std::uint64_t generation(Entry entry) const noexcept override {
     return regions_.at(regions_.region_of(entry)).generation.load(std::memory_order_relaxed);
+  }
+  Stamp stamp(Entry entry) const noexcept override {
+    return regions_.at(regions_.region_of(entry)).stamp();
   }
   bool yields(Entry entry, NamespaceIndex ns) const noexcept override;
   std::uint64_t flush(NamespaceIndex ns) override;

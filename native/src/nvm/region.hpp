@@ -19,6 +19,7 @@
 #include "core/clock.hpp"
 #include "core/hash.hpp"
 #include "core/layout.hpp"
+#include "core/moved_keys.hpp"
 #include "feature_cache/types.hpp"
 
 namespace fc::nvm {
@@ -53,15 +54,31 @@ struct alignas(64) Region {
   // Whose header is on the device, while another one is being written this or that; 0: none. Read
   // by others, too.
   std::atomic<std::uint64_t> device_generation{0};
+  // Under which it was opened, and above that a check over it. Read by others, too.
+  std::atomic<std::uint64_t> stamp_word{0};
   std::uint64_t sealed_sum = 0;
   std::uint64_t device_sum = 0;
 
+  Stamp stamp() const noexcept {
+    return static_cast<Stamp>(stamp_word.load(std::memory_order_relaxed));
+  }
+  // When its generation is known.
+  void set_stamp(Stamp stamp) noexcept {
+    stamp_word.store(stamp_word_of(stamp), std::memory_order_relaxed);
+  }
+  bool stamp_is_whole() const noexcept {
+    return stamp_word.load(std::memory_order_relaxed) == stamp_word_of(stamp());
+  }
   // One more of its items expires then.
   void count_expiry(Tick expiry) noexcept {
     last_expiry = expiry == kNever ? kForever : std::max(last_expiry, expiry);
     if (expiry != kNever && (first_expiry == kNever || expiry < first_expiry)) {
       first_expiry = expiry;
     }
+  }
+  std::uint64_t stamp_word_of(Stamp stamp) const noexcept {
+    const std::uint64_t fields[] = {generation.load(std::memory_order_relaxed), stamp};
+    return XXH3_64bits(fields, sizeof(fields)) << 32 | stamp;
   }
   std::uint64_t sum_of_sealed() const noexcept {
     const std::uint64_t fields[] = {generation.load(std::memory_order_relaxed), namespace_seed,

@@ -63,6 +63,7 @@ std::vector<RegionLog::Use> RegionLog::classify() {
     row.writers.store(0, std::memory_order_relaxed);
     row.items.store(0, std::memory_order_relaxed);
     row.buffer.store(nullptr, std::memory_order_relaxed);
+    if (!row.stamp_is_whole()) row.set_stamp(kUnknownStamp);
     if (row.device_sum != row.sum_of_device()) {
       row.set_device_generation(kUnknownGeneration);
       row.set_listed(kUnknownRecords);
@@ -195,6 +196,7 @@ void RegionLog::queue_up(const std::vector<Use>& uses, std::vector<WriteJob>& jo
       free_[regions_.device_of(r)].push_back(r);
       continue;
     }
+    moved_.found(row.stamp());
     for (std::size_t n = 0; n < namespaces_.size(); ++n) {
       LogNamespace& ns = *namespaces_[n];
       if (ns.seed != row.namespace_seed) continue;

@@ -33,6 +33,7 @@ std::size_t RegionWriter::beat_all(SetState state) {
   heartbeat.tick = ticks_.now();
   heartbeat.wall_ms = wall_now_ms();
   heartbeat.boot_ms = ticks_.clock_ms();
+  heartbeat.counts = log_.moved().counts();
   const std::string boot = boot_id();
   std::copy_n(boot.begin(), std::min(boot.size(), heartbeat.boot_id.size()),
               heartbeat.boot_id.begin());

@@ -89,10 +89,11 @@ std::uint32_t buffers_of(const EngineConfig& config) noexcept {
 }
 
 RegionLog::RegionLog(const EngineConfig& config, const Geometry& geometry, Regions& regions,
-                     State& state, EpochManager& epochs)
+                     State& state, EpochManager& epochs, MovedKeys& moved)
     : regions_(regions),
       state_(state),
       epochs_(epochs),
+      moved_(moved),
       spare_buffers_(config.nvm.write_buffers),
       free_(regions.devices().size()),
       next_generation_(wall_now_ms() << kGenerationsPerMsShift),
@@ -155,6 +156,7 @@ Demotion RegionLog::append(const DemotedRecord& record, bool reinsertion, Tick n
     if (judged != Refusal::None) return refuse(judged);
     if (ns.open != kNoRegion &&
         (!has_room_locked(ns, bytes) ||
+         moved_.wants_new(regions_.at(ns.open).stamp(), record.high) ||
          regions_.at(ns.open).incarnation.load(std::memory_order_relaxed) != record.incarnation)) {
       seal_locked(ns);
     }
@@ -268,6 +270,7 @@ Refusal RegionLog::open_locked(LogNamespace& ns, NamespaceIndex index, std::uint
   free_buffers_.pop_back();
   Region& row = regions_.at(*region);
   row.generation.store(next_generation_++, std::memory_order_relaxed);
+  row.set_stamp(moved_.now());
   row.incarnation.store(incarnation, std::memory_order_relaxed);
   row.ns.store(index, std::memory_order_relaxed);
   row.namespace_seed = ns.seed;

@@ -78,6 +78,7 @@ struct LogNamespace {
   Counter reinserted_bytes;
   Counter evicted;
   Counter expired;
+  Counter hidden;
   Counter promoted;
   Counter dropped_by_tag;
   Counter hits;
@@ -106,7 +107,7 @@ struct RebuildPlan {
 class RegionLog {
  public:
   RegionLog(const EngineConfig& config, const Geometry& geometry, Regions& regions, State& state,
-            EpochManager& epochs);
+            EpochManager& epochs, MovedKeys& moved);
   RegionLog(const RegionLog&) = delete;
   RegionLog& operator=(const RegionLog&) = delete;
 
@@ -114,6 +115,7 @@ class RegionLog {
   const std::vector<std::unique_ptr<LogNamespace>>& namespaces() const noexcept {
     return namespaces_;
   }
+  const MovedKeys& moved() const noexcept { return moved_; }
 
   // ---- what the process before left; before there are other threads, incarnations known ----
   struct Adopted {
@@ -214,6 +216,7 @@ class RegionLog {
   Journal* journal_ = nullptr;  // fixed before there are other threads
   State& state_;
   EpochManager& epochs_;
+  MovedKeys& moved_;
   const std::size_t spare_buffers_;
   std::atomic<std::size_t> writing_{0};  // regions that are full and not on the device yet
   std::vector<std::unique_ptr<LogNamespace>> namespaces_;  // fixed after construction

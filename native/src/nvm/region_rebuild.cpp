@@ -180,6 +180,7 @@ class RegionLog::Rebuild {
     }
     row.incarnation.store(header.incarnation, std::memory_order_relaxed);
     row.namespace_seed = header.namespace_seed;
+    row.set_stamp(header.stamp);
     row.used = trailer.used_bytes;
     row.last_expiry = trailer.last_expiry;
     row.first_expiry = trailer.first_expiry;

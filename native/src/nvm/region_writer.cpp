@@ -156,6 +156,7 @@ bool RegionWriter::write_to_device(std::uint32_t region, const WriteJob& job) {
   header.region = region;
   header.incarnation = row.incarnation.load(std::memory_order_relaxed);
   header.namespace_seed = log_.ns(row.ns.load(std::memory_order_relaxed)).seed;
+  header.stamp = row.stamp();
   header.checksum = header.sum();
   std::memcpy(data, &header, sizeof(header));
 
@@ -331,6 +332,7 @@ void RegionWriter::keep_record(std::uint32_t region, const Kept& record, bool re
   const Tick now = ticks_.now();
   RecordView view;
   Demotion copy;
+  std::uint64_t high = 0;
   if (!readable) {
     ns.lost_device.add();
   } else if (!read_record(scratch_.get() + record.offset, regions_.region_bytes() - record.offset,
@@ -344,6 +346,7 @@ void RegionWriter::keep_record(std::uint32_t region, const Kept& record, bool re
     again.incarnation = view.header.incarnation;
     again.domain = view.header.domain();
     again.hash = record.hash;
+    again.high = high = hash_key(ns.seed, view.key).high;
     again.key = view.key;
     again.value = {&value, 1};
     again.value_bytes = view.header.value_bytes();
@@ -359,13 +362,13 @@ void RegionWriter::keep_record(std::uint32_t region, const Kept& record, bool re
     return;
   }
   const Entry old(slot->load(std::memory_order_relaxed));
-  slot->store(copy.taken() ? copy.entry.word() : 0, std::memory_order_release);
+  // Asked now that the copy has its room (core/moved_keys.hpp).
+  const bool moves = copy.taken() && !log_.moved().hides(row.stamp(), high);
+  slot->store(moves ? copy.entry.word() : 0, std::memory_order_release);
   log_.forget(old);
-  if (copy.taken()) {
-    log_.published(copy, true);
-  } else {
-    ns.evicted.add();
-  }
+  if (copy.taken()) log_.published(copy, moves);
+  if (moves) return;
+  (copy.taken() ? ns.hidden : ns.evicted).add();
 }
 
 // What the region's own list cannot tell any more, the index can, at the cost of a walk over it.

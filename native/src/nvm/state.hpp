@@ -16,7 +16,7 @@
 namespace fc::nvm {
 
 inline constexpr std::uint64_t kStateMagic = 0x3130455441545346ull;  // "FSTATE01"
-inline constexpr std::uint32_t kStateVersion = 1;
+inline constexpr std::uint32_t kStateVersion = 2;
 
 // What rows and buffers are for; another one is another tier.
 struct StateShape {
