@@ -62,7 +62,9 @@ class Replicas:
         warming |= self.opaque & (self.before == ReplicaState.WARMING)
 
         shown = online & good
-        shown |= self._stay(online & ~good & self.enabled, wished - self.count(shown), frozen)
+        # One stays in any case, also where no node is to have the shard at all.
+        missing = np.maximum(wished, 1) - self.count(shown)
+        shown |= self._stay(online & ~good & self.enabled, missing, frozen)
         # A disabled node goes at once, unless it is the last that has the shard.
         shown |= online & ~self.enabled & ~self.served(shown)
         if frozen:

@@ -439,3 +439,14 @@ def test_a_random_life_hurts_no_shard_and_ends_settled(seed: int) -> None:
     world.assert_settled()
     assert world.last is not None
     assert world.last.moving == world.last.waiting == world.last.without_online == 0
+
+
+def test_with_no_node_to_go_to_the_last_replicas_stay() -> None:
+    world = _world(3, 3)
+    for name in world.nodes:
+        world.override(name, draining=True)
+    world.settle()
+    assert all(world.online(shard) for shard in range(32))
+    world.override("n0")
+    world.settle()
+    world.assert_settled()
