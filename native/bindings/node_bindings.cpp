@@ -220,14 +220,6 @@ std::uint64_t to_ms(double seconds) {
   return std::max<std::uint64_t>(1, static_cast<std::uint64_t>(std::min(seconds, 1e6) * 1000.0));
 }
 
-RequestBytes borrow(const py::bytes& request, std::shared_ptr<const void> owner) {
-  const std::string_view view = request;
-  RequestBytes bytes;
-  bytes.bytes = {reinterpret_cast<const std::uint8_t*>(view.data()), view.size()};
-  bytes.owner = std::move(owner);
-  return bytes;
-}
-
 // A copy that no Python thread has to give back: a pending request may end on any thread.
 RequestBytes copy(const py::bytes& request) {
   auto owned = std::make_shared<std::string>(std::string_view(request));
@@ -273,59 +265,22 @@ class PyNode {
   }
 
   py::object batch_get(const py::bytes& request, double timeout_s) {
-    Outcome outcome;
-    {
-      const std::uint64_t timeout_ms = to_ms(timeout_s);
-      RequestBytes bytes = copy(request);
-      py::gil_scoped_release release;
-      std::mutex mutex;
-      std::condition_variable ready;
-      bool done = false;
-      const auto inside = gate_->enter();
-      get(inside.owns_lock(), std::move(bytes), timeout_ms,
-          [&](CallStatus status, std::vector<Buffer> pieces) {
-            const std::lock_guard lock(mutex);
-            outcome = {std::move(status), std::move(pieces)};
-            done = true;
-            ready.notify_one();
-          });
-      std::unique_lock lock(mutex);
-      ready.wait(lock, [&] { return done; });
-    }
-    return result_or_raise<Reply>(std::move(outcome));
+    return call<Reply>(&Node::batch_get, request, timeout_s);
   }
   void batch_get_async(const py::bytes& request, double timeout_s, py::function done) {
-    const std::uint64_t timeout_ms = to_ms(timeout_s);
-    RequestBytes bytes = copy(request);
-    auto callback = std::make_shared<py::function>(std::move(done));
-    py::gil_scoped_release release;
-    const auto caller = std::this_thread::get_id();
-    const auto inside = gate_->enter();
-    get(inside.owns_lock(), std::move(bytes), timeout_ms,
-        [this, caller, callback](CallStatus status, std::vector<Buffer> pieces) mutable {
-          // Shared, since a std::function copies what it holds.
-          const auto outcome =
-              std::make_shared<Outcome>(Outcome{std::move(status), std::move(pieces)});
-          if (std::this_thread::get_id() == caller) {
-            call_back<Reply>(callback, std::move(*outcome));
-          } else {
-            callbacks_.post([callback = std::move(callback), outcome]() mutable {
-              call_back<Reply>(callback, std::move(*outcome));
-            });
-          }
-        });
+    call_async<Reply>(&Node::batch_get, request, timeout_s, std::move(done));
   }
-  py::object batch_put(const py::bytes& request, double) {
-    return write(request, &Node::batch_put);
+  py::object batch_put(const py::bytes& request, double timeout_s) {
+    return call<WriteReply>(&Node::batch_put, request, timeout_s);
   }
-  py::object batch_delete(const py::bytes& request, double) {
-    return write(request, &Node::batch_delete);
+  py::object batch_delete(const py::bytes& request, double timeout_s) {
+    return call<WriteReply>(&Node::batch_delete, request, timeout_s);
   }
-  void batch_put_async(const py::bytes& request, double, py::function done) {
-    write_async(request, std::move(done), &Node::batch_put);
+  void batch_put_async(const py::bytes& request, double timeout_s, py::function done) {
+    call_async<WriteReply>(&Node::batch_put, request, timeout_s, std::move(done));
   }
-  void batch_delete_async(const py::bytes& request, double, py::function done) {
-    write_async(request, std::move(done), &Node::batch_delete);
+  void batch_delete_async(const py::bytes& request, double timeout_s, py::function done) {
+    call_async<WriteReply>(&Node::batch_delete, request, timeout_s, std::move(done));
   }
 
   std::unique_ptr<PyFetchBatch> take_fetch(const std::string& store, double wait_s) {
@@ -390,37 +345,67 @@ class PyNode {
   }
 
  private:
-  using Write = CallStatus (Node::*)(RequestBytes, std::vector<Buffer>&);
+  using Method = void (Node::*)(RequestBytes, std::uint64_t, ReplyDone);
 
+  template <class ReplyType>
+  py::object call(Method method, const py::bytes& request, double timeout_s) {
+    Outcome outcome;
+    {
+      const std::uint64_t timeout_ms = to_ms(timeout_s);
+      RequestBytes bytes = copy(request);
+      py::gil_scoped_release release;
+      std::mutex mutex;
+      std::condition_variable ready;
+      bool done = false;
+      const auto inside = gate_->enter();
+      run(inside.owns_lock(), method, std::move(bytes), timeout_ms,
+          [&](CallStatus status, std::vector<Buffer> pieces) {
+            const std::lock_guard lock(mutex);
+            outcome = {std::move(status), std::move(pieces)};
+            done = true;
+            ready.notify_one();
+          });
+      std::unique_lock lock(mutex);
+      ready.wait(lock, [&] { return done; });
+    }
+    return result_or_raise<ReplyType>(std::move(outcome));
+  }
+  template <class ReplyType>
+  void call_async(Method method, const py::bytes& request, double timeout_s, py::function done) {
+    const std::uint64_t timeout_ms = to_ms(timeout_s);
+    RequestBytes bytes = copy(request);
+    auto callback = std::make_shared<py::function>(std::move(done));
+    py::gil_scoped_release release;
+    const auto caller = std::this_thread::get_id();
+    const auto inside = gate_->enter();
+    run(inside.owns_lock(), method, std::move(bytes), timeout_ms,
+        [this, caller, callback](CallStatus status, std::vector<Buffer> pieces) mutable {
+          // Shared, since a std::function copies what it holds.
+          const auto outcome =
+              std::make_shared<Outcome>(Outcome{std::move(status), std::move(pieces)});
+          if (std::this_thread::get_id() == caller) {
+            call_back<ReplyType>(callback, std::move(*outcome));
+          } else {
+            callbacks_.post([callback = std::move(callback), outcome]() mutable {
+              call_back<ReplyType>(callback, std::move(*outcome));
+            });
+          }
+        });
+  }
   std::shared_lock<std::shared_mutex> enter() const {
     auto inside = gate_->enter();
     if (!inside) throw std::runtime_error(kShutDown);
     return inside;
   }
-  void get(bool inside, RequestBytes bytes, std::uint64_t timeout_ms, ReplyDone done) {
+  void run(bool inside, Method method, RequestBytes bytes, std::uint64_t timeout_ms,
+           ReplyDone done) {
     if (!inside) return done({CallStatus::Unavailable, kShutDown}, {});
-    node_->batch_get(std::move(bytes), timeout_ms, std::move(done));
+    ((*node_).*method)(std::move(bytes), timeout_ms, std::move(done));
   }
   NamespaceIndex find(const std::string& name) const {
     const NamespaceIndex ns = node_->engine().find_namespace(name);
     if (ns == kNoNamespace) throw py::key_error("no namespace " + name);
     return ns;
-  }
-  Outcome run_write(const py::bytes& request, Write method) {
-    const RequestBytes bytes = borrow(request, nullptr);  // the caller holds it meanwhile
-    Outcome outcome;
-    py::gil_scoped_release release;
-    const auto inside = gate_->enter();
-    outcome.status = inside ? ((*node_).*method)(bytes, outcome.pieces)
-                            : CallStatus{CallStatus::Unavailable, kShutDown};
-    return outcome;
-  }
-  py::object write(const py::bytes& request, Write method) {
-    return result_or_raise<WriteReply>(run_write(request, method));
-  }
-  void write_async(const py::bytes& request, py::function done, Write method) {
-    bool failed = false;
-    done(to_python<WriteReply>(run_write(request, method), &failed));
   }
   template <class ReplyType>
   static void call_back(std::shared_ptr<py::function>& callback, Outcome outcome) {

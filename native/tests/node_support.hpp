@@ -86,6 +86,41 @@ inline Answer parsed(CallStatus call, const std::vector<Buffer>& pieces) {
   return answer;
 }
 
+struct Written {
+  CallStatus call;
+  std::vector<std::vector<WriteStatus>> columns;
+  std::uint64_t map_version = 0;
+};
+
+inline Written written(CallStatus call, const std::vector<Buffer>& pieces) {
+  Written answer;
+  answer.call = std::move(call);
+  if (!answer.call.ok()) return answer;
+  std::vector<Reply::Piece> views;
+  for (const Buffer& piece : pieces) views.emplace_back(piece.data(), piece.size());
+  WriteReply reply;
+  EXPECT_EQ(WriteReply::gather(views, reply), ReplyFault::None);
+  answer.map_version = reply.map_version();
+  for (std::size_t c = 0; c < reply.columns(); ++c) {
+    std::vector<WriteStatus>& statuses = answer.columns.emplace_back();
+    for (const std::uint8_t status : reply.statuses(c)) {
+      statuses.push_back(static_cast<WriteStatus>(status));
+    }
+  }
+  return answer;
+}
+
+// Waits for the answer of a put or a delete.
+inline Written write(Node& node, void (Node::*method)(RequestBytes, std::uint64_t, ReplyDone),
+                     RequestBytes request, std::uint64_t timeout_ms = 20'000) {
+  const auto promise = std::make_shared<std::promise<Written>>();
+  (node.*method)(std::move(request), timeout_ms,
+                 [promise](CallStatus call, const std::vector<Buffer>& pieces) {
+                   promise->set_value(written(std::move(call), pieces));
+                 });
+  return promise->get_future().get();
+}
+
 class NodeTest : public ::testing::Test {
  protected:
   static NodeConfig usual_config() {
@@ -141,15 +176,13 @@ class NodeTest : public ::testing::Test {
     client::PutRequest request;
     request.columns.push_back({.keys = column_of("pin", keys, domain), .values = {}, .ttl_ms = {}});
     request.columns[0].values.parts = {value};
-    std::vector<Buffer> reply;
-    return node_->batch_put(encoded(request), reply);
+    return write(*node_, &Node::batch_put, encoded(request)).call;
   }
   CallStatus erase(const std::string& key) {
     const std::vector<std::string> keys{key};
     client::DeleteRequest request;
     request.columns.push_back(column_of("pin", keys));
-    std::vector<Buffer> reply;
-    return node_->batch_delete(encoded(request), reply);
+    return write(*node_, &Node::batch_delete, encoded(request)).call;
   }
   std::shared_ptr<FetchBatch> take(std::uint64_t wait_ms = 10'000) {
     return node_->take_fetch("store", wait_ms);

@@ -315,9 +315,8 @@ TEST_F(NodeTest, RefusesUnknownNamesAndGarbageWithoutHarm) {
     int answers = 0;
     node_->batch_get({*bytes, bytes}, 1, [&](CallStatus, std::vector<Buffer>) { ++answers; });
     EXPECT_EQ(answers, 1);
-    std::vector<Buffer> reply;
-    static_cast<void>(node_->batch_put({*bytes, bytes}, reply));
-    static_cast<void>(node_->batch_delete({*bytes, bytes}, reply));
+    write(*node_, &Node::batch_put, {*bytes, bytes});
+    write(*node_, &Node::batch_delete, {*bytes, bytes});
   }
   NodeConfig config = usual_config();
   EXPECT_EQ(take(0), nullptr);
@@ -333,8 +332,7 @@ TEST_F(NodeTest, PutOfSeveralColumnsIsCheckedBeforeAnyIsWritten) {
     request.columns.push_back({.keys = column_of(ns, keys), .values = {}, .ttl_ms = {}});
     request.columns.back().values.parts = {"v"};
   }
-  std::vector<Buffer> reply;
-  EXPECT_EQ(node_->batch_put(encoded(request), reply).code, CallStatus::NotFound);
+  EXPECT_EQ(write(*node_, &Node::batch_put, encoded(request)).call.code, CallStatus::NotFound);
   EXPECT_EQ(cached("k"), cell(CellStatus::Miss));
 }
 

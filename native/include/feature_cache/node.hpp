@@ -52,8 +52,9 @@ class Node {
   // to be read from NVM or fetched, else from a thread of the node, at the deadline at the latest.
   // `timeout_ms` 0: no deadline, the namespaces' fetch timeouts bound the wait, stores or none.
   virtual void batch_get(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) = 0;
-  virtual CallStatus batch_put(RequestBytes request, std::vector<Buffer>& reply) = 0;
-  virtual CallStatus batch_delete(RequestBytes request, std::vector<Buffer>& reply) = 0;
+  // The same for an encoded BatchPutRequest or BatchDeleteRequest. Only a root waits: for its leaves.
+  virtual void batch_put(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) = 0;
+  virtual void batch_delete(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) = 0;
 
   // Misses for `store`, waiting for them; null when there are none within `wait_ms`, when the
   // store's concurrency is used up, or after stop().

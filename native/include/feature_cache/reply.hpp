@@ -47,11 +47,14 @@ class Reply {
   [[nodiscard]] static ReplyFault gather(std::span<const Piece> pieces, Reply& out);
 
   std::uint64_t request_id() const { return request_id_; }
+  // Of a leaf: the newest shard map that it knows; else 0.
+  std::uint64_t map_version() const { return map_version_; }
   std::size_t columns() const { return columns_.size(); }
   const Column& column(std::size_t index) const;
 
  private:
   std::uint64_t request_id_ = 0;
+  std::uint64_t map_version_ = 0;
   std::vector<Column> columns_;
   Buffer bytes_;
   Buffer lengths_;  // aligned copies, of a reply that `parse` read
@@ -65,8 +68,10 @@ class WriteReply {
 
   std::size_t columns() const { return columns_.size(); }
   std::span<const std::uint8_t> statuses(std::size_t index) const;
+  std::uint64_t map_version() const { return map_version_; }
 
  private:
+  std::uint64_t map_version_ = 0;
   std::vector<std::span<const std::uint8_t>> columns_;
   Buffer bytes_;
 };

@@ -72,11 +72,17 @@ ReplyFault read_write_column(PieceCursor cursor, Parts& parts) {
   return ReplyFault::None;
 }
 
+// The numbers that the two responses have beside their columns.
+struct Head {
+  std::uint64_t request_id = 0;
+  std::uint64_t map_version = 0;
+};
+
 // The fields of either response. `columns_field` is 2 for reads and 1 for writes, which have no
-// request id.
+// request id; the map version follows the columns in both.
 template <typename ReadColumn>
 ReplyFault read_message(PieceCursor cursor, std::uint32_t columns_field, ReadColumn read_column,
-                        std::uint64_t& request_id, std::vector<Parts>& columns) {
+                        Head& head, std::vector<Parts>& columns) {
   while (!cursor.at_end()) {
     const PieceCursor before = cursor;
     Field field;
@@ -87,9 +93,9 @@ ReplyFault read_message(PieceCursor cursor, std::uint32_t columns_field, ReadCol
       Parts& parts = columns.emplace_back();
       const auto fault = read_column(before.within(field.payload), parts);
       if (fault != ReplyFault::None) return fault;
-    } else if (field.number == 1) {
+    } else if (field.number == 1 || field.number == columns_field + 1) {
       if (field.wire_type != kVarint) return ReplyFault::BadField;
-      request_id = field.varint;
+      (field.number == 1 ? head.request_id : head.map_version) = field.varint;
     }
   }
   return ReplyFault::None;
@@ -135,9 +141,11 @@ ReplyFault Reply::parse(Buffer bytes, Reply& out) {
   const Piece piece(bytes.data(), bytes.size());
   Reply reply;
   std::vector<Parts> columns;
-  const auto fault =
-      read_message(PieceCursor({&piece, 1}), 2, read_value_column, reply.request_id_, columns);
+  Head head;
+  const auto fault = read_message(PieceCursor({&piece, 1}), 2, read_value_column, head, columns);
   if (fault != ReplyFault::None) return fault;
+  reply.request_id_ = head.request_id;
+  reply.map_version_ = head.map_version;
   std::size_t lengths_bytes = 0;
   for (const Parts& parts : columns) lengths_bytes += round_up(parts.value_lengths.size);
   std::uint8_t* lengths = aligned_storage(reply.lengths_, lengths_bytes);
@@ -161,8 +169,11 @@ ReplyFault Reply::gather(std::span<const Piece> pieces, Reply& out) {
   Reply reply;
   std::vector<Parts> columns;
   const PieceCursor start(pieces);
-  const auto fault = read_message(start, 2, read_value_column, reply.request_id_, columns);
+  Head head;
+  const auto fault = read_message(start, 2, read_value_column, head, columns);
   if (fault != ReplyFault::None) return fault;
+  reply.request_id_ = head.request_id;
+  reply.map_version_ = head.map_version;
   std::size_t size = 0;
   for (const Parts& parts : columns) {
     size += round_up(parts.values.size) + round_up(parts.value_lengths.size) +
@@ -192,11 +203,11 @@ const Reply::Column& Reply::column(std::size_t index) const {
 ReplyFault WriteReply::parse(Buffer bytes, WriteReply& out) {
   const Piece piece(bytes.data(), bytes.size());
   WriteReply reply;
-  std::uint64_t no_request_id = 0;
+  Head head;
   std::vector<Parts> columns;
-  const auto fault =
-      read_message(PieceCursor({&piece, 1}), 1, read_write_column, no_request_id, columns);
+  const auto fault = read_message(PieceCursor({&piece, 1}), 1, read_write_column, head, columns);
   if (fault != ReplyFault::None) return fault;
+  reply.map_version_ = head.map_version;
   for (const Parts& parts : columns) {
     reply.columns_.emplace_back(bytes.data() + parts.statuses.offset, parts.statuses.size);
   }

@@ -136,7 +136,7 @@ void GetRequest::write(std::uint8_t* to) const {
 }
 
 std::size_t PutRequest::size() const {
-  std::size_t size = 0;
+  std::size_t size = map_version == 0 ? 0 : 1 + varint_size(map_version);
   for (const PutColumn& column : columns) size += element_size(payload_size(column));
   return size;
 }
@@ -155,10 +155,11 @@ void PutRequest::write(std::uint8_t* to) const {
       for (const std::uint32_t ttl : column.ttl_ms) writer.varint(ttl);
     }
   }
+  if (map_version != 0) writer.varint_field(2, map_version);
 }
 
 std::size_t DeleteRequest::size() const {
-  std::size_t size = 0;
+  std::size_t size = map_version == 0 ? 0 : 1 + varint_size(map_version);
   for (const KeyColumn& column : columns) size += element_size(payload_size(column));
   return size;
 }
@@ -169,6 +170,7 @@ void DeleteRequest::write(std::uint8_t* to) const {
     writer.header(1, payload_size(column));
     writer.key_column(column);
   }
+  if (map_version != 0) writer.varint_field(2, map_version);
 }
 
 }  // namespace fc::client

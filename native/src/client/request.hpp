@@ -49,6 +49,7 @@ class GetRequest {
 class PutRequest {
  public:
   std::vector<PutColumn> columns;
+  std::uint64_t map_version = 0;  // of a root
 
   std::size_t size() const;
   void write(std::uint8_t* to) const;
@@ -57,6 +58,7 @@ class PutRequest {
 class DeleteRequest {
  public:
   std::vector<KeyColumn> columns;
+  std::uint64_t map_version = 0;  // of a root
 
   std::size_t size() const;
   void write(std::uint8_t* to) const;

@@ -215,6 +215,32 @@ void validate_persist(const EngineConfig& config) {
   }
 }
 
+void validate_root(const NodeConfig& config) {
+  const RootConfig& root = config.root;
+  if (config.leaf.enabled) bad("a node is a root or a leaf, not both");
+  if (root.attempts == 0) bad("root: attempts must be positive");
+  if (!(root.hedge_quantile > 0.0 && root.hedge_quantile < 1.0)) {
+    bad("root: hedge_quantile must lie between 0 and 1");
+  }
+  for (const double share : {root.retry_budget, root.hedge_budget, root.store_budget}) {
+    if (!(share >= 0.0 && share <= 1.0)) bad("root: budgets must lie in 0..1");
+  }
+  if (!config.engine.nvm.devices.empty()) bad("a root has no NVM tier");
+  if (config.engine.persist.enabled()) bad("a root's hot tier does not outlive its process");
+  if (config.engine.memory_bytes == 0) return;
+  for (const NamespaceConfig& ns : config.engine.namespaces) {
+    for (const DomainConfig& domain : ns.domains) {
+      if (domain.ttl_ms == 0 || domain.ttl_ms > kHotTierTtlMs) {
+        bad("namespace " + ns.name + ", domain " + domain.name +
+            ": a root's hot tier holds values for at most a second");
+      }
+    }
+    if (ns.negative_ttl_ms > kHotTierTtlMs) {
+      bad("namespace " + ns.name + ": a root caches not-found answers for at most a second");
+    }
+  }
+}
+
 }  // namespace
 
 PolicyKind parse_policy(const std::string& name) {
@@ -359,6 +385,7 @@ void EngineConfig::validate() const {
 
 void NodeConfig::validate() const {
   engine.validate();
+  if (root.enabled) validate_root(*this);
   std::set<std::string> names;
   for (const StoreConfig& store : stores) {
     if (!names.insert(store.name).second) bad("store " + store.name + " twice");

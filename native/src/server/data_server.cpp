@@ -46,38 +46,17 @@ class Service final : public RawService {
   grpc::ServerUnaryReactor* BatchGet(grpc::CallbackServerContext* context,
                                      const grpc::ByteBuffer* request,
                                      grpc::ByteBuffer* response) override {
-    auto* reactor = new UnaryCall(gate_);
-    if (!reactor->accepted()) return reactor;
-    node_.batch_get(to_request(*request), timeout_ms(*context),
-                    [reactor, response](const CallStatus& status, std::vector<Buffer> pieces) {
-                      if (status.ok()) *response = to_message(std::move(pieces));
-                      reactor->Finish(to_status(status));
-                    });
-    return reactor;
+    return serve(&NodeSlot::batch_get, *context, *request, response);
   }
-
-  grpc::ServerUnaryReactor* BatchPut(grpc::CallbackServerContext* /*context*/,
+  grpc::ServerUnaryReactor* BatchPut(grpc::CallbackServerContext* context,
                                      const grpc::ByteBuffer* request,
                                      grpc::ByteBuffer* response) override {
-    auto* reactor = new UnaryCall(gate_);
-    if (!reactor->accepted()) return reactor;
-    std::vector<Buffer> pieces;
-    const CallStatus status = node_.batch_put(to_request(*request), pieces);
-    if (status.ok()) *response = to_message(std::move(pieces));
-    reactor->Finish(to_status(status));
-    return reactor;
+    return serve(&NodeSlot::batch_put, *context, *request, response);
   }
-
-  grpc::ServerUnaryReactor* BatchDelete(grpc::CallbackServerContext* /*context*/,
+  grpc::ServerUnaryReactor* BatchDelete(grpc::CallbackServerContext* context,
                                         const grpc::ByteBuffer* request,
                                         grpc::ByteBuffer* response) override {
-    auto* reactor = new UnaryCall(gate_);
-    if (!reactor->accepted()) return reactor;
-    std::vector<Buffer> pieces;
-    const CallStatus status = node_.batch_delete(to_request(*request), pieces);
-    if (status.ok()) *response = to_message(std::move(pieces));
-    reactor->Finish(to_status(status));
-    return reactor;
+    return serve(&NodeSlot::batch_delete, *context, *request, response);
   }
 
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* BatchGetStream(
@@ -122,6 +101,20 @@ class Service final : public RawService {
   }
 
  private:
+  using Method = void (NodeSlot::*)(RequestBytes, std::uint64_t, ReplyDone);
+
+  grpc::ServerUnaryReactor* serve(Method method, const grpc::CallbackServerContext& context,
+                                  const grpc::ByteBuffer& request, grpc::ByteBuffer* response) {
+    auto* reactor = new UnaryCall(gate_);
+    if (!reactor->accepted()) return reactor;
+    (node_.*method)(to_request(request), timeout_ms(context),
+                    [reactor, response](const CallStatus& status, std::vector<Buffer> pieces) {
+                      if (status.ok()) *response = to_message(std::move(pieces));
+                      reactor->Finish(to_status(status));
+                    });
+    return reactor;
+  }
+
   static void fill(const std::vector<Buffer>& pieces, v1::GetResponse* response) {
     std::string whole;
     for (const Buffer& piece : pieces) {

@@ -27,13 +27,15 @@ class NodeSlot {
       answer_without_node(request, done);
     }
   }
-  CallStatus batch_put(RequestBytes request, std::vector<Buffer>& reply) {
+  void batch_put(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) {
     Node* const node = get();
-    return node != nullptr ? node->batch_put(std::move(request), reply) : recovering();
+    if (node == nullptr) return done(recovering(), {});
+    node->batch_put(std::move(request), timeout_ms, std::move(done));
   }
-  CallStatus batch_delete(RequestBytes request, std::vector<Buffer>& reply) {
+  void batch_delete(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) {
     Node* const node = get();
-    return node != nullptr ? node->batch_delete(std::move(request), reply) : recovering();
+    if (node == nullptr) return done(recovering(), {});
+    node->batch_delete(std::move(request), timeout_ms, std::move(done));
   }
 
  private:

@@ -9,6 +9,8 @@ namespace {
 // Field keys: number and wire type of the proto's messages.
 constexpr std::uint8_t kRequestIdKey = 1 << 3;    // varint
 constexpr std::uint8_t kColumnsKey = 2 << 3 | 2;  // ValueColumn
+constexpr std::uint8_t kMapVersionKey = 3 << 3;  // varint
+constexpr std::uint8_t kWriteMapVersionKey = 2 << 3;  // varint
 constexpr std::uint8_t kValuesKey = 1 << 3 | 2;
 constexpr std::uint8_t kValueLengthsKey = 2 << 3 | 2;
 constexpr std::uint8_t kStatusesKey = 3 << 3 | 2;
@@ -79,16 +81,27 @@ void GetReplyEncoder::add_column(std::span<const CellStatus> statuses,
   pieces_.push_back(std::move(values));
 }
 
-Pieces GetReplyEncoder::finish() && {
+Pieces GetReplyEncoder::finish(std::uint64_t map_version) && {
+  if (map_version != 0) {
+    Buffer tail(16);
+    put_key(tail, kMapVersionKey);
+    put_varint(tail, map_version);
+    pieces_.push_back(std::move(tail));
+  }
   return std::move(pieces_);
 }
 
-Pieces encode_write_reply(std::span<const std::vector<WriteStatus>> columns) {
+Pieces encode_write_reply(std::span<const std::vector<WriteStatus>> columns,
+                          std::uint64_t map_version) {
   Buffer out(64);
   for (const std::vector<WriteStatus>& statuses : columns) {
     put_key(out, kWriteColumnsKey);
     put_varint(out, field_bytes(statuses.size()));
     put_field(out, kWriteStatusesKey, statuses.data(), statuses.size());
+  }
+  if (map_version != 0) {
+    put_key(out, kWriteMapVersionKey);
+    put_varint(out, map_version);
   }
   Pieces pieces;
   pieces.push_back(std::move(out));

@@ -18,13 +18,15 @@ class GetReplyEncoder {
   explicit GetReplyEncoder(std::uint64_t request_id);
   void add_column(std::span<const CellStatus> statuses, std::span<const std::uint32_t> lengths,
                   Buffer values);
-  Pieces finish() &&;
+  // `map_version` 0: the node is no leaf.
+  Pieces finish(std::uint64_t map_version = 0) &&;
 
  private:
   Pieces pieces_;
 };
 
 // A BatchWriteResponse; one span of statuses a column.
-Pieces encode_write_reply(std::span<const std::vector<WriteStatus>> columns);
+Pieces encode_write_reply(std::span<const std::vector<WriteStatus>> columns,
+                          std::uint64_t map_version = 0);
 
 }  // namespace fc::wire

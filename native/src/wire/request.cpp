@@ -20,7 +20,9 @@ enum PutColumnField : std::uint32_t {
   kPutValueLengths = 3,
   kPutTtl = 4
 };
-constexpr std::uint32_t kColumnsOfWrite = 1;  // of BatchPutRequest and BatchDeleteRequest
+// Of BatchPutRequest and BatchDeleteRequest.
+constexpr std::uint32_t kColumnsOfWrite = 1;
+constexpr std::uint32_t kMapVersionOfWrite = 2;
 
 constexpr std::size_t kIdBytes = 8;
 constexpr std::size_t kLengthBytes = 4;
@@ -244,6 +246,10 @@ std::string decode(Bytes bytes, const Limits& limits, PutRequest& out) {
   FieldReader reader(bytes);
   for (Field field; !reader.at_end();) {
     if (!reader.next(field)) return kMalformed;
+    if (field.number == kMapVersionOfWrite) {
+      if (field.type != WireType::Varint) return kMalformed;
+      out.map_version = field.value;
+    }
     if (field.number != kColumnsOfWrite) continue;
     std::string error =
         add_column(field, limits, out.columns, keys, decode_put_column, keys_in_put);
@@ -257,6 +263,10 @@ std::string decode(Bytes bytes, const Limits& limits, DeleteRequest& out) {
   FieldReader reader(bytes);
   for (Field field; !reader.at_end();) {
     if (!reader.next(field)) return kMalformed;
+    if (field.number == kMapVersionOfWrite) {
+      if (field.type != WireType::Varint) return kMalformed;
+      out.map_version = field.value;
+    }
     if (field.number != kColumnsOfWrite) continue;
     std::string error = add_column(field, limits, out.columns, keys, decode_keys, keys_in);
     if (!error.empty()) return error;

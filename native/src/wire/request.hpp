@@ -44,10 +44,12 @@ struct PutColumn {
 
 struct PutRequest {
   std::vector<PutColumn> columns;
+  std::uint64_t map_version = 0;
 };
 
 struct DeleteRequest {
   std::vector<KeyColumn> columns;
+  std::uint64_t map_version = 0;
 };
 
 // Each returns an empty string, or what is wrong with the request.
