@@ -47,6 +47,21 @@ struct OwnedShards {
   std::uint64_t version = 0;  // of the newest external view that the leaf has seen
   std::uint32_t shard_count = 0;
   std::vector<std::uint32_t> shards;  // rising; warming ones are among them
+  // One a shard: since which version of the view its writes go to as many replicas as now. A write
+  // of a root with an older map would miss one of them. Empty: all zero.
+  std::vector<std::uint64_t> written_since;
+};
+
+// What was written to shards of late, by namespace.
+struct RecentWrites {
+  struct Column {
+    std::string ns;
+    std::vector<std::string> keys;
+  };
+  // Whether that is all: the log reaches back that far.
+  bool complete = false;
+  std::uint64_t map_version = 0;  // of the leaf that says so
+  std::vector<Column> columns;
 };
 
 }  // namespace fc

@@ -143,4 +143,7 @@ std::unique_ptr<Engine> make_engine(const EngineConfig& config, const Clock& clo
                                     std::vector<std::shared_ptr<NvmDevice>> devices = {},
                                     RecoveryProgress* progress = nullptr);
 
+// Keeps nothing, and knows the names: of a root without a hot tier.
+std::unique_ptr<Engine> make_empty_engine(const EngineConfig& config);
+
 }  // namespace fc

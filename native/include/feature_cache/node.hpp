@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "feature_cache/buffer.hpp"
+#include "feature_cache/cluster.hpp"
 #include "feature_cache/config.hpp"
 #include "feature_cache/counters.hpp"
 #include "feature_cache/fetch.hpp"
@@ -42,6 +43,7 @@ struct RequestBytes {
 using ReplyDone = std::function<void(CallStatus, std::vector<Buffer>)>;
 
 class Engine;
+class LeafConnector;
 class NvmDevice;
 
 class Node {
@@ -61,6 +63,23 @@ class Node {
   virtual std::shared_ptr<FetchBatch> take_fetch(std::string_view store, std::uint64_t wait_ms) = 0;
   virtual bool has_store(std::string_view store) const noexcept = 0;
 
+  // ---- of a root
+  // Routes by `map` from now on, unless it is older than the one there is. Throws
+  // std::invalid_argument for a map that contradicts itself.
+  virtual void set_shard_map(ShardMap map) = 0;
+  // The newest map version that a leaf told of: what is newer than the node's own is worth asking
+  // for.
+  virtual std::uint64_t newest_map_version() const noexcept = 0;
+
+  // ---- of a leaf
+  // Answers for these shards from now on; keys of all others are WRONG_SHARD. Returns when no write
+  // is under way any more that began before.
+  virtual void set_owned(OwnedShards owned) = 0;
+  // The keys of `shards` that were put or deleted in the last `age_ms`, for a replica that was away.
+  virtual RecentWrites recent_writes(std::uint32_t shard_count,
+                                     std::span<const std::uint32_t> shards,
+                                     std::uint64_t age_ms) const = 0;
+
   virtual Engine& engine() noexcept = 0;
   virtual const NodeConfig& config() const noexcept = 0;
   virtual void visit(CounterVisitor& visitor) const = 0;
@@ -71,9 +90,10 @@ class Node {
   virtual bool shutdown() = 0;
 };
 
-// `devices` and `progress` as in make_engine().
+// `devices` and `progress` as in make_engine(); a root needs `leaves`.
 std::unique_ptr<Node> make_node(const NodeConfig& config,
                                 std::vector<std::shared_ptr<NvmDevice>> devices = {},
-                                RecoveryProgress* progress = nullptr);
+                                RecoveryProgress* progress = nullptr,
+                                std::shared_ptr<LeafConnector> leaves = nullptr);
 
 }  // namespace fc

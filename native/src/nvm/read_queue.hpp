@@ -22,9 +22,10 @@
 #include <vector>
 
 #include "core/counter.hpp"
+#include "core/latency.hpp"
 #include "feature_cache/engine.hpp"
-#include "nvm/latency.hpp"
 #include "nvm/regions.hpp"
+#include "nvm/service_time.hpp"
 
 namespace fc::nvm {
 

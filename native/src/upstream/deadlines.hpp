@@ -11,9 +11,15 @@
 #include <vector>
 
 #include "core/clock.hpp"
-#include "upstream/pending_get.hpp"
 
 namespace fc {
+
+// Something that wants to be told when a time has come.
+class Timed {
+ public:
+  virtual ~Timed() = default;
+  virtual void due() = 0;
+};
 
 // One thread; `tick` runs about every kPeriod. Requests that were answered in time cost nothing
 // but their place in the heap until their deadline.
@@ -23,10 +29,10 @@ class Deadlines {
       : tick_(std::move(tick)), thread_([this] { run(); }) {}
   ~Deadlines() { stop(); }
 
-  void add(std::uint64_t at_ns, std::weak_ptr<PendingGet> get) {
+  void add(std::uint64_t at_ns, std::weak_ptr<Timed> what) {
     const std::lock_guard lock(mutex_);
     const bool first = heap_.empty() || at_ns < heap_.top().at_ns;
-    heap_.push({at_ns, std::move(get)});
+    heap_.push({at_ns, std::move(what)});
     if (first) wake_.notify_one();
   }
   void stop() {
@@ -43,7 +49,7 @@ class Deadlines {
 
   struct Due {
     std::uint64_t at_ns;
-    std::weak_ptr<PendingGet> get;
+    std::weak_ptr<Timed> what;
     friend bool operator<(const Due& a, const Due& b) noexcept { return a.at_ns > b.at_ns; }
   };
 
@@ -52,17 +58,17 @@ class Deadlines {
     std::unique_lock lock(mutex_);
     while (!stop_) {
       const std::uint64_t now = monotonic_ns();
-      std::vector<std::weak_ptr<PendingGet>> due;
+      std::vector<std::weak_ptr<Timed>> due;
       while (!heap_.empty() && heap_.top().at_ns <= now) {
-        due.push_back(heap_.top().get);
+        due.push_back(heap_.top().what);
         heap_.pop();
       }
       const bool tick = now >= next_tick;
       if (tick) next_tick = now + kPeriodNs;
       if (!due.empty() || tick) {
         lock.unlock();
-        for (const std::weak_ptr<PendingGet>& weak : due) {
-          if (const std::shared_ptr<PendingGet> get = weak.lock()) get->expire();
+        for (const std::weak_ptr<Timed>& weak : due) {
+          if (const std::shared_ptr<Timed> what = weak.lock()) what->due();
         }
         due.clear();
         if (tick) tick_();

@@ -4,6 +4,11 @@
 #include <utility>
 
 namespace fc {
+namespace {
+
+constexpr std::uint8_t kNoBytes = 0;  // where an empty value lies
+
+}  // namespace
 
 void PendingGet::refuse(CallStatus status) {
   {
@@ -44,10 +49,35 @@ void PendingGet::answer(std::uint32_t column, std::uint32_t position, CellStatus
     Column& in = columns[column];
     if (!in.waiting.empty() && !settle_flight_locked(in, position, status)) return;
     in.statuses[position] = status;
-    if (carries_value(status)) in.late.push_back({position, std::move(value)});
+    if (carries_value(status)) keep_locked(in, position, value);
     if (!ends_locked(1)) return;
   }
   finish();
+}
+
+void PendingGet::answer(std::span<const CellAnswer> answers, std::shared_ptr<const void> owner) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (ended_) return;
+    for (const CellAnswer& answer : answers) {
+      Column& in = columns[answer.column];
+      in.statuses[answer.position] = answer.status;
+      if (!carries_value(answer.status)) continue;
+      if (in.late.empty()) in.late.resize(in.statuses.size());
+      in.late[answer.position] = answer.size != 0 ? answer.data : &kNoBytes;
+      in.lengths[answer.position] = answer.size;
+    }
+    owners_.push_back(std::move(owner));
+    if (!ends_locked(answers.size())) return;
+  }
+  finish();
+}
+
+void PendingGet::keep_locked(Column& in, std::uint32_t position, const SharedValue& value) {
+  if (in.late.empty()) in.late.resize(in.statuses.size());
+  in.late[position] = value.size != 0 ? value.bytes->data() + value.offset : &kNoBytes;
+  in.lengths[position] = value.size;
+  if (owners_.empty() || owners_.back() != value.bytes) owners_.push_back(value.bytes);
 }
 
 // Whether a flight's answer becomes that of the cell.
@@ -101,7 +131,7 @@ PendingGet::NotRead PendingGet::answer(std::span<const NvmAnswer> answers) {
     std::size_t answered = 0;
     for (std::size_t i = 0; i < answers.size(); ++i) {
       answered +=
-          settle_read_locked(answers[i], arrived[i].status, std::move(arrived[i].value), not_read);
+          settle_read_locked(answers[i], arrived[i].status, arrived[i].value, not_read);
     }
     if (answered == 0 || !ends_locked(answered)) return not_read;
   }
@@ -110,8 +140,8 @@ PendingGet::NotRead PendingGet::answer(std::span<const NvmAnswer> answers) {
 }
 
 // Whether what a read brought answers its cell.
-bool PendingGet::settle_read_locked(const NvmAnswer& answer, CellStatus status, SharedValue value,
-                                    NotRead& not_read) {
+bool PendingGet::settle_read_locked(const NvmAnswer& answer, CellStatus status,
+                                    const SharedValue& value, NotRead& not_read) {
   Column& in = columns[answer.cell.column];
   const std::uint32_t position = answer.cell.position;
   std::uint8_t& waits = in.waiting[position];
@@ -127,7 +157,7 @@ bool PendingGet::settle_read_locked(const NvmAnswer& answer, CellStatus status, 
     not_read.absent.push_back(&answer);
     return false;
   }
-  if (carries_value(status)) in.late.push_back({position, std::move(value)});
+  if (carries_value(status)) keep_locked(in, position, value);
   if (asked) ++in.won_by_nvm;
   in.statuses[position] = status;
   return true;
@@ -189,9 +219,10 @@ void PendingGet::finish() {
     Buffer values =
         column.late.empty() ? std::move(column.values) : merged_values(column, reply_bytes);
     if (column.late.empty()) reply_bytes += values.size();
-    column.late.clear();  // reads that are still out may keep this object for long
+    column.late.clear();
     encoder.add_column(column.statuses, column.lengths, std::move(values));
   }
+  owners_.clear();  // reads that are still out may keep this object for long
   tally_(*this);
   const ReplyDone done = std::move(done_);
   done(CallStatus{}, std::move(encoder).finish());
@@ -199,26 +230,17 @@ void PendingGet::finish() {
 
 // Cached and fetched values in key order; what exceeds the reply's limit is THROTTLED.
 Buffer PendingGet::merged_values(Column& column, std::uint64_t& reply_bytes) const {
-  std::sort(column.late.begin(), column.late.end(),
-            [](const LateCell& a, const LateCell& b) { return a.position < b.position; });
-  std::uint64_t total = column.values.size();
-  for (const LateCell& cell : column.late) total += cell.value.size;
+  std::uint64_t total = 0;
+  for (const std::uint32_t length : column.lengths) total += length;
   Buffer merged(static_cast<std::size_t>(std::min(total, max_reply_bytes_)) + 1);
   std::size_t cached_at = 0;
-  std::size_t next_late = 0;
   for (std::size_t i = 0; i < column.statuses.size(); ++i) {
-    const std::uint8_t* from = nullptr;
-    std::uint32_t size = 0;
-    if (next_late < column.late.size() && column.late[next_late].position == i) {
-      const SharedValue& value = column.late[next_late++].value;
-      size = value.size;
-      if (size != 0) from = value.bytes->data() + value.offset;
-    } else if (carries_value(column.statuses[i])) {
-      size = column.lengths[i];
+    if (!carries_value(column.statuses[i])) continue;
+    const std::uint32_t size = column.lengths[i];
+    const std::uint8_t* from = column.late[i];
+    if (from == nullptr) {
       from = column.values.data() + cached_at;
       cached_at += size;
-    } else {
-      continue;
     }
     if (reply_bytes + size > max_reply_bytes_) {
       column.statuses[i] = CellStatus::Throttled;
@@ -226,7 +248,6 @@ Buffer PendingGet::merged_values(Column& column, std::uint64_t& reply_bytes) con
       continue;
     }
     reply_bytes += size;
-    column.lengths[i] = size;
     merged.append(from, size);
   }
   return merged;

@@ -19,6 +19,7 @@
 
 #include "feature_cache/engine.hpp"
 #include "feature_cache/node.hpp"
+#include "upstream/deadlines.hpp"
 #include "wire/reply.hpp"
 #include "wire/request.hpp"
 
@@ -31,11 +32,15 @@ struct SharedValue {
   std::uint32_t size = 0;
 };
 
-class PendingGet : public std::enable_shared_from_this<PendingGet> {
+class PendingGet final : public Timed, public std::enable_shared_from_this<PendingGet> {
  public:
-  struct LateCell {
-    std::uint32_t position;
-    SharedValue value;
+  // What an upstream says of one cell; `data` is kept alive by what comes with it.
+  struct CellAnswer {
+    std::uint32_t column = 0;
+    std::uint32_t position = 0;
+    CellStatus status = CellStatus::Error;
+    const std::uint8_t* data = nullptr;
+    std::uint32_t size = 0;
   };
   struct Column {
     NamespaceIndex ns = kNoNamespace;
@@ -43,7 +48,7 @@ class PendingGet : public std::enable_shared_from_this<PendingGet> {
     std::vector<CellStatus> statuses;
     std::vector<std::uint32_t> lengths;
     Buffer values;                      // of the cells that were in DRAM, in key order
-    std::vector<LateCell> late;         // read from NVM or fetched, in order of arrival
+    std::vector<const std::uint8_t*> late;  // by position: values read or fetched; empty: none
     std::vector<std::uint8_t> waiting;  // kReading, kAsking; empty: no cell was on NVM
     std::uint32_t won_by_store = 0;     // of the cells that were read and asked for at once
     std::uint32_t won_by_nvm = 0;
@@ -77,6 +82,8 @@ class PendingGet : public std::enable_shared_from_this<PendingGet> {
   void start(std::size_t waiting);
   // A flight's answer.
   void answer(std::uint32_t column, std::uint32_t position, CellStatus status, SharedValue value);
+  // Answers of one leaf; `owner` holds their values.
+  void answer(std::span<const CellAnswer> answers, std::shared_ptr<const void> owner);
   // What reads of NVM brought; calls do not overlap with one another. Pointers of the result are
   // into `answers`.
   NotRead answer(std::span<const NvmAnswer> answers);
@@ -88,14 +95,16 @@ class PendingGet : public std::enable_shared_from_this<PendingGet> {
   void give_up_asking(std::span<const NvmCell> cells);
   // Ends it now: cells without an answer are TIMED_OUT.
   void expire();
+  void due() override { expire(); }
   bool ended() const noexcept { return ended_.load(std::memory_order_relaxed); }
 
  private:
   static constexpr std::uint8_t kReading = 1;
   static constexpr std::uint8_t kAsking = 2;
 
+  void keep_locked(Column& in, std::uint32_t position, const SharedValue& value);
   bool settle_flight_locked(Column& in, std::uint32_t position, CellStatus& status);
-  bool settle_read_locked(const NvmAnswer& answer, CellStatus status, SharedValue value,
+  bool settle_read_locked(const NvmAnswer& answer, CellStatus status, const SharedValue& value,
                           NotRead& not_read);
   bool ends_locked(std::size_t answered);
   void finish();
@@ -108,7 +117,8 @@ class PendingGet : public std::enable_shared_from_this<PendingGet> {
   // Values that were found in the cache. Touched before the reads start, then by their answers.
   std::uint64_t cached_bytes_ = 0;
   std::mutex mutex_;
-  std::size_t waiting_ = 0;         // guarded by mutex_
+  std::vector<std::shared_ptr<const void>> owners_;  // of late values; guarded by mutex_
+  std::size_t waiting_ = 0;                          // guarded by mutex_
   bool started_ = false;            // guarded by mutex_
   bool expired_ = false;            // guarded by mutex_; before start(): it ends there
   std::atomic<bool> ended_{false};  // set under mutex_; read anywhere, as a hint
