@@ -20,7 +20,7 @@ class LeafLink {
 
   virtual ~LeafLink() = default;
   // An encoded BatchGetRequest, BatchPutRequest or BatchDeleteRequest. `done` is called once, by the
-  // timeout at the latest, from a thread of the connector: never within the call.
+  // timeout at the latest, from any thread, perhaps within the call.
   virtual void get(Buffer request, std::uint64_t timeout_ns, GetDone done) = 0;
   virtual void put(Buffer request, std::uint64_t timeout_ns, WriteDone done) = 0;
   virtual void erase(Buffer request, std::uint64_t timeout_ns, WriteDone done) = 0;

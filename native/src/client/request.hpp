@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "feature_cache/buffer.hpp"
+
 namespace fc::client {
 
 // Several byte strings. Either `parts` (one each), or `blob` with `lengths`, which the caller has
@@ -63,5 +65,15 @@ class DeleteRequest {
   std::size_t size() const;
   void write(std::uint8_t* to) const;
 };
+
+// A request's bytes.
+template <class Request>
+Buffer encode(const Request& request) {
+  const std::size_t size = request.size();
+  Buffer bytes(size);
+  request.write(bytes.reserve(size));
+  bytes.commit(size);
+  return bytes;
+}
 
 }  // namespace fc::client

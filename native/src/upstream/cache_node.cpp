@@ -23,13 +23,21 @@ CallStatus invalid(std::string message) {
   return {CallStatus::InvalidArgument, std::move(message)};
 }
 
+// A root without a hot tier.
+bool keeps_nothing(const NodeConfig& config) {
+  return config.root.enabled && config.engine.memory_bytes == 0;
+}
+
 }  // namespace
 
 CacheNode::CacheNode(const NodeConfig& config, std::vector<std::shared_ptr<NvmDevice>> devices,
-                     RecoveryProgress* progress)
+                     RecoveryProgress* progress, std::shared_ptr<LeafConnector> leaves)
     : config_((config.validate(), config)),
       limits_{config.max_batch_keys, config.engine.max_value_bytes},
-      engine_(make_engine(config.engine, clock_, true, std::move(devices), progress)) {
+      leaf_(config.leaf.enabled ? std::make_unique<LeafShards>(config.leaf) : nullptr),
+      engine_(keeps_nothing(config) ? make_empty_engine(config.engine)
+                                    : make_engine(config.engine, clock_, true, std::move(devices),
+                                                  progress)) {
   for (const StoreConfig& store : config_.stores) {
     stores_.push_back(std::make_shared<StoreQueue>(
         store, [this](NamespaceIndex ns) { return std::string_view(namespaces_[ns]->name); },
@@ -53,6 +61,17 @@ CacheNode::CacheNode(const NodeConfig& config, std::vector<std::shared_ptr<NvmDe
   deadlines_ = std::make_unique<Deadlines>([this] {
     for (const auto& store : stores_) store->expire(monotonic_ns());
   });
+  if (!config.root.enabled) return;
+  std::vector<std::uint64_t> seeds;
+  for (const auto& link : namespaces_) seeds.push_back(link->seed);
+  LeafUpstream::Installer installer;
+  if (!keeps_nothing(config)) {
+    installer = [this](const PendingGet& get, std::span<const LeafUpstream::Install> values) {
+      install_from_leaves(get, values);
+    };
+  }
+  leaves_ = std::make_unique<LeafUpstream>(config.root, std::move(seeds), std::move(leaves),
+                                           *deadlines_, std::move(installer));
 }
 
 CacheNode::~CacheNode() {
@@ -70,6 +89,7 @@ void CacheNode::stop() {
     }
   }
   for (const auto& get : waiting) get->expire();
+  if (leaves_ != nullptr) leaves_->stop();
   deadlines_->stop();
 }
 
@@ -142,8 +162,8 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
       engine_->release(on_nvm);
       return refuse(std::move(status));
     }
-    const std::uint64_t wait_ns = (timeout_ms != 0 ? timeout_ms : fetch_timeout_ms) * 1'000'000;
-    const std::uint64_t margin = std::min(kReplyMarginNs, wait_ns / kReplyMarginShare);
+    const std::uint64_t deadline =
+        deadline_ns(started, timeout_ms != 0 ? timeout_ms : fetch_timeout_ms);
     // Every cell that waits is marked before the first can be answered.
     for (std::size_t c = 0; c < columns; ++c) {
       for (const Absent& cell : absent[c]) {
@@ -155,8 +175,12 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
       get->expect_reads(on_nvm);
       engine_->read(std::move(on_nvm), std::make_shared<NvmReads>(*this, get, hints, ended_before));
     }
-    ask_stores(get, hints, absent, ended_before);
-    deadlines_->add(started + wait_ns - margin, get);
+    if (leaves_ != nullptr) {
+      ask_leaves(get, hints, absent, ended_before, deadline);
+    } else {
+      ask_stores(get, hints, absent, ended_before);
+    }
+    deadlines_->add(deadline, get);
   }
   for (std::size_t c = 0; c < columns; ++c) {
     if (!refresh[c].empty()) {
@@ -164,6 +188,12 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
     }
   }
   get->start(waiting);
+}
+
+std::uint64_t CacheNode::deadline_ns(std::uint64_t started_ns,
+                                     std::uint64_t wait_ms) const noexcept {
+  const std::uint64_t wait_ns = wait_ms * 1'000'000;
+  return started_ns + wait_ns - std::min(kReplyMarginNs, wait_ns / kReplyMarginShare);
 }
 
 // Counts a get among those that wait, or says why it may not.
@@ -188,13 +218,20 @@ CallStatus CacheNode::enter_pending(const std::shared_ptr<PendingGet>& get) {
 void CacheNode::look_up(PendingGet& get, std::vector<std::vector<Absent>>& absent,
                         std::vector<std::vector<Absent>>& refresh, std::vector<NvmCell>& on_nvm) {
   std::uint64_t left = config_.max_reply_bytes;
+  std::shared_ptr<const LeafShards::View> owned;
+  if (leaf_ != nullptr) {
+    owned = leaf_->view();
+    get.map_version = owned->version;
+  }
   for (std::size_t c = 0; c < get.columns.size(); ++c) {
     const std::vector<std::string_view>& keys = get.request.columns[c].keys;
     PendingGet::Column& column = get.columns[c];
     column.statuses.resize(keys.size());
     column.lengths.resize(keys.size());
     NamespaceLink& link = *namespaces_[column.ns];
-    column.fetchable = link.store != nullptr && !get.request.cache_only;
+    // The leaves are asked for what they have cached, too.
+    column.fetchable =
+        leaves_ != nullptr || (link.store != nullptr && !get.request.cache_only);
     if (link.speculation != nullptr) link.speculation->budget.asked(get.started_ns, keys.size());
     GetColumn lookup;
     lookup.ns = column.ns;
@@ -206,14 +243,57 @@ void CacheNode::look_up(PendingGet& get, std::vector<std::vector<Absent>>& absen
     lookup.nvm = &on_nvm;
     if (column.fetchable) {
       lookup.absent = &absent[c];
-      lookup.refresh = &refresh[c];
+      if (leaves_ == nullptr) lookup.refresh = &refresh[c];
     }
     const std::size_t first = on_nvm.size();
-    engine_->get(lookup);
+    if (owned == nullptr) {
+      engine_->get(lookup);
+    } else {
+      look_up_owned(lookup, *owned, link.seed);
+    }
     for (std::size_t i = first; i < on_nvm.size(); ++i) {
       on_nvm[i].column = static_cast<std::uint32_t>(c);
     }
     left -= column.values.size();
+  }
+}
+
+// Of a leaf: what it does not own is WRONG_SHARD, the rest is looked up.
+void CacheNode::look_up_owned(GetColumn& lookup, const LeafShards::View& owned,
+                              std::uint64_t seed) {
+  std::vector<std::uint32_t> here;
+  here.reserve(lookup.keys.size());
+  for (std::uint32_t i = 0; i < lookup.keys.size(); ++i) {
+    if (owned.owns(hash_key(seed, lookup.keys[i]).high)) here.push_back(i);
+  }
+  if (here.size() == lookup.keys.size()) return engine_->get(lookup);
+  leaf_->wrong_shard.add(lookup.keys.size() - here.size());
+  std::vector<std::string_view> keys;
+  std::vector<CellStatus> statuses(here.size());
+  std::vector<std::uint32_t> lengths(here.size());
+  for (const std::uint32_t i : here) keys.push_back(lookup.keys[i]);
+  const std::size_t first_nvm = lookup.nvm->size();
+  GetColumn part = lookup;
+  part.keys = keys;
+  part.statuses = statuses;
+  part.lengths = lengths;
+  engine_->get(part);
+  std::fill(lookup.statuses.begin(), lookup.statuses.end(), CellStatus::WrongShard);
+  std::fill(lookup.lengths.begin(), lookup.lengths.end(), 0);
+  for (std::size_t i = 0; i < here.size(); ++i) {
+    lookup.statuses[here[i]] = statuses[i];
+    lookup.lengths[here[i]] = lengths[i];
+  }
+  // Positions count all keys of the column again, and so do views of them that outlive this call.
+  if (lookup.absent != nullptr) {
+    for (Absent& cell : *lookup.absent) cell.position = here[cell.position];
+  }
+  if (lookup.refresh != nullptr) {
+    for (Absent& cell : *lookup.refresh) cell.position = here[cell.position];
+  }
+  for (std::size_t i = first_nvm; i < lookup.nvm->size(); ++i) {
+    NvmCell& cell = (*lookup.nvm)[i];
+    cell.position = here[cell.position];
   }
 }
 
@@ -245,74 +325,6 @@ std::shared_ptr<FetchBatch> CacheNode::take_fetch(std::string_view store, std::u
   return found == by_name_.end() ? nullptr : found->second->take(wait_ms);
 }
 
-// ---- writes
-// --------------------------------------------------------------------------------------
-
-CallStatus CacheNode::batch_put(RequestBytes bytes, std::vector<Buffer>& reply) {
-  const std::uint64_t started = monotonic_ns();
-  requests_put_.add();
-  wire::PutRequest request;
-  std::string error = wire::decode(bytes.bytes, limits_, request);
-  if (!error.empty()) {
-    refused_.add();
-    return invalid(std::move(error));
-  }
-  // The whole request is checked before any of it is done.
-  std::vector<std::pair<NamespaceIndex, DomainIndex>> targets(request.columns.size());
-  for (std::size_t c = 0; c < request.columns.size(); ++c) {
-    CallStatus status = resolve(request.columns[c].keys, targets[c].first, targets[c].second);
-    if (!status.ok()) {
-      refused_.add();
-      return status;
-    }
-  }
-  std::vector<std::vector<WriteStatus>> statuses(request.columns.size());
-  std::vector<PutItem> items;
-  for (std::size_t c = 0; c < request.columns.size(); ++c) {
-    const wire::PutColumn& column = request.columns[c];
-    const std::size_t count = column.keys.keys.size();
-    items.assign(count, {});
-    statuses[c].resize(count);
-    for (std::size_t i = 0; i < count; ++i) {
-      items[i].key = column.keys.keys[i];
-      items[i].value = column.values[i];
-      items[i].domain = targets[c].second;
-      if (!column.ttl_ms.empty())
-        items[i].ttl_ms = column.ttl_ms[column.ttl_ms.size() == 1 ? 0 : i];
-    }
-    engine_->put(targets[c].first, items, statuses[c]);
-  }
-  reply = wire::encode_write_reply(statuses);
-  put_seconds_.record_ns(monotonic_ns() - started);
-  return {};
-}
-
-CallStatus CacheNode::batch_delete(RequestBytes bytes, std::vector<Buffer>& reply) {
-  requests_delete_.add();
-  wire::DeleteRequest request;
-  std::string error = wire::decode(bytes.bytes, limits_, request);
-  if (!error.empty()) {
-    refused_.add();
-    return invalid(std::move(error));
-  }
-  std::vector<NamespaceIndex> targets(request.columns.size());
-  for (std::size_t c = 0; c < request.columns.size(); ++c) {
-    DomainIndex ignored = kNoDomain;  // a key has one value in its namespace, wherever it lies
-    CallStatus status = resolve(request.columns[c], targets[c], ignored);
-    if (!status.ok()) {
-      refused_.add();
-      return status;
-    }
-  }
-  std::vector<std::vector<WriteStatus>> statuses(request.columns.size());
-  for (std::size_t c = 0; c < request.columns.size(); ++c) {
-    statuses[c].resize(request.columns[c].keys.size());
-    engine_->erase(targets[c], request.columns[c].keys, statuses[c]);
-  }
-  reply = wire::encode_write_reply(statuses);
-  return {};
-}
-
 // ---- counters
 // ------------------------------------------------------------------------------------
 
@@ -329,6 +341,8 @@ void CacheNode::visit(CounterVisitor& visitor) const {
     if (link->speculation != nullptr) link->speculation->visit(visitor, link->name);
   }
   for (const auto& store : stores_) store->visit(visitor);
+  if (leaf_ != nullptr) leaf_->visit(visitor);
+  if (leaves_ != nullptr) leaves_->visit(visitor);
   const auto requests = [&](const char* method, const Counter& counter) {
     const Label labels[] = {{"method", method}};
     visitor.counter("feature_cache_requests_total", "Calls, by method.", labels, counter.get());
@@ -367,8 +381,9 @@ void CacheNode::visit(CounterVisitor& visitor) const {
 
 std::unique_ptr<Node> make_node(const NodeConfig& config,
                                 std::vector<std::shared_ptr<NvmDevice>> devices,
-                                RecoveryProgress* progress) {
-  return std::make_unique<CacheNode>(config, std::move(devices), progress);
+                                RecoveryProgress* progress,
+                                std::shared_ptr<LeafConnector> leaves) {
+  return std::make_unique<CacheNode>(config, std::move(devices), progress, std::move(leaves));
 }
 
 }  // namespace fc

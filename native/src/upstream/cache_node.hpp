@@ -17,6 +17,8 @@
 #include "feature_cache/node.hpp"
 #include "upstream/deadlines.hpp"
 #include "upstream/flight.hpp"
+#include "upstream/leaf_shards.hpp"
+#include "upstream/leaf_upstream.hpp"
 #include "upstream/pending_get.hpp"
 #include "upstream/speculation.hpp"
 #include "upstream/store_queue.hpp"
@@ -26,16 +28,22 @@ namespace fc {
 class CacheNode final : public Node {
  public:
   explicit CacheNode(const NodeConfig& config, std::vector<std::shared_ptr<NvmDevice>> devices = {},
-                     RecoveryProgress* progress = nullptr);
+                     RecoveryProgress* progress = nullptr,
+                     std::shared_ptr<LeafConnector> leaves = nullptr);
   ~CacheNode() override;
 
   void batch_get(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) override;
-  CallStatus batch_put(RequestBytes request, std::vector<Buffer>& reply) override;
-  CallStatus batch_delete(RequestBytes request, std::vector<Buffer>& reply) override;
+  void batch_put(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) override;
+  void batch_delete(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) override;
   std::shared_ptr<FetchBatch> take_fetch(std::string_view store, std::uint64_t wait_ms) override;
   bool has_store(std::string_view store) const noexcept override {
     return by_name_.contains(std::string(store));
   }
+  void set_shard_map(ShardMap map) override;
+  std::uint64_t newest_map_version() const noexcept override;
+  void set_owned(OwnedShards owned) override;
+  RecentWrites recent_writes(std::uint32_t shard_count, std::span<const std::uint32_t> shards,
+                             std::uint64_t age_ms) const override;
   Engine& engine() noexcept override { return *engine_; }
   const NodeConfig& config() const noexcept override { return config_; }
   void visit(CounterVisitor& visitor) const override;
@@ -44,6 +52,7 @@ class CacheNode final : public Node {
 
  private:
   class NvmReads;
+  class OwnedWrite;
 
   struct NamespaceLink {
     std::string name;
@@ -55,10 +64,27 @@ class CacheNode final : public Node {
     std::array<Counter, kCellStatusCount> cells;
   };
 
+  // node_writes.cpp
+  template <class Request>
+  CallStatus decode_write(const RequestBytes& bytes, Request& request,
+                          std::vector<NamespaceIndex>& namespaces,
+                          std::vector<DomainIndex>& domains);
+  template <class Request>
+  void write_to_leaves(RequestBytes bytes, std::shared_ptr<const Request> request,
+                       std::vector<NamespaceIndex> namespaces, std::uint64_t timeout_ms,
+                       ReplyDone done);
+  std::uint64_t deadline_ns(std::uint64_t started_ns, std::uint64_t wait_ms) const noexcept;
+
   CallStatus resolve(const wire::KeyColumn& column, NamespaceIndex& ns, DomainIndex& domain) const;
   void look_up(PendingGet& get, std::vector<std::vector<Absent>>& absent,
                std::vector<std::vector<Absent>>& refresh, std::vector<NvmCell>& on_nvm);
   CallStatus enter_pending(const std::shared_ptr<PendingGet>& get);
+  // Answers what this leaf does not own, and looks the rest of a column up.
+  void look_up_owned(GetColumn& lookup, const LeafShards::View& owned, std::uint64_t seed);
+  void ask_leaves(const std::shared_ptr<PendingGet>& get, const std::vector<DomainIndex>& hints,
+                  const std::vector<std::vector<Absent>>& absent, std::uint64_t ended_before,
+                  std::uint64_t deadline);
+  void install_from_leaves(const PendingGet& get, std::span<const LeafUpstream::Install> values);
   // Asks the stores for what is absent, which each cell will hear of. `ended_before`: of flights_,
   // from before the cells were looked up.
   void ask_stores(const std::shared_ptr<PendingGet>& get, const std::vector<DomainIndex>& hints,
@@ -106,9 +132,11 @@ class CacheNode final : public Node {
   LatencyHistogram fetch_seconds_;
   LatencyHistogram put_seconds_;
 
+  const std::unique_ptr<LeafShards> leaf_;  // null: not a leaf
   // Last, so that they go first: their threads use the rest.
   const std::unique_ptr<Engine> engine_;
   std::unique_ptr<Deadlines> deadlines_;
+  std::unique_ptr<LeafUpstream> leaves_;  // null: not a root
 };
 
 }  // namespace fc

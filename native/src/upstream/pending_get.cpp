@@ -225,7 +225,7 @@ void PendingGet::finish() {
   owners_.clear();  // reads that are still out may keep this object for long
   tally_(*this);
   const ReplyDone done = std::move(done_);
-  done(CallStatus{}, std::move(encoder).finish());
+  done(CallStatus{}, std::move(encoder).finish(map_version));
 }
 
 // Cached and fetched values in key order; what exceeds the reply's limit is THROTTLED.

@@ -71,6 +71,7 @@ class PendingGet final : public Timed, public std::enable_shared_from_this<Pendi
   std::vector<Column> columns;  // guarded by mutex_ once a cell may be answered
   std::uint64_t started_ns = 0;
   bool counted_pending = false;
+  std::uint64_t map_version = 0;  // of a leaf, for the reply
   bool asks_store = false;  // by what the lookup found
 
   const RequestBytes& bytes() const noexcept { return bytes_; }
