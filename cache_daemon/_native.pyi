@@ -15,6 +15,7 @@ __all__ = [
     "FetchBatch",
     "HintedValue",
     "Histogram",
+    "LeafConfig",
     "NamespaceConfig",
     "Node",
     "NodeConfig",
@@ -22,10 +23,12 @@ __all__ = [
     "PersistConfig",
     "RecoveryProgress",
     "Reply",
+    "RootConfig",
     "RouteRule",
     "RpcError",
     "Sample",
     "Server",
+    "ShardMap",
     "StartReport",
     "StoreConfig",
     "WriteReply",
@@ -177,6 +180,42 @@ class PersistConfig:
     shutdown_limit_ms: int
 
 @final
+class RootConfig:
+    def __init__(
+        self,
+        *,
+        threads: int = 2,  # that complete sub-requests
+        connections_per_leaf: int = 1,
+        leaf_timeout_ms: int = 0,  # of one sub-request; 0: what is left of the caller's deadline
+        attempts: int = 3,  # replicas that are asked for a key at most
+        retry_budget: float = 0.2,  # retried sub-requests: share of the first ones
+        hedge: bool = True,  # ask another replica when one is late
+        hedge_after_us: int = 0,  # 0: a quantile of recent sub-requests
+        hedge_quantile: float = 0.99,
+        hedge_budget: float = 0.02,  # hedged sub-requests: share of the first ones
+        store_budget: float = 0.05,  # keys that only a store can answer: share of keys asked
+    ) -> None: ...
+    threads: int
+    connections_per_leaf: int
+    leaf_timeout_ms: int
+    attempts: int
+    retry_budget: float
+    hedge: bool
+    hedge_after_us: int
+    hedge_quantile: float
+    hedge_budget: float
+    store_budget: float
+
+@final
+class LeafConfig:
+    def __init__(
+        self,
+        *,
+        write_log_bytes: int = 16 << 20,  # of recent writes, for a replica that was away
+    ) -> None: ...
+    write_log_bytes: int
+
+@final
 class NodeConfig:
     def __init__(
         self,
@@ -194,6 +233,8 @@ class NodeConfig:
         refresh_keys_per_second: int = 1000,
         nvm: NvmConfig | None = None,  # None: no NVM tier
         persist: PersistConfig | None = None,  # None: nothing outlives the process
+        root: RootConfig | None = None,  # given: a root; without memory it keeps nothing
+        leaf: LeafConfig | None = None,  # given: a leaf
     ) -> None: ...
     memory_bytes: int
     namespaces: list[NamespaceConfig]
@@ -208,6 +249,8 @@ class NodeConfig:
     refresh_keys_per_second: int
     nvm: NvmConfig | None
     persist: PersistConfig | None
+    root: RootConfig | None
+    leaf: LeafConfig | None
     def arena_bytes(self) -> int:
         """Bytes that the domains' budgets may share, after index and tables are taken off.
 
@@ -215,6 +258,28 @@ class NodeConfig:
         """
     def nvm_memory_bytes(self) -> int:
         """Bytes of the memory that the NVM tier takes: index slots, buffers, tables."""
+
+# ---- the cluster ---------------------------------------------------------------------------------
+
+@final
+class ShardMap:
+    """Which leaf has which shard, as one version of the external view says. Immutable."""
+    def __init__(
+        self,
+        version: int,
+        leaves: Sequence[tuple[str, str, str]],  # name, address, zone
+        first: npt.NDArray[np.uint32],  # shard_count + 1: the replicas of shard s are first[s]..
+        leaf: npt.NDArray[np.uint32],  # one a replica
+        state: npt.NDArray[np.uint8],  # one a replica: 0 warming, 1 online
+    ) -> None:
+        """Raises ValueError for arrays that contradict each other."""
+    @property
+    def version(self) -> int: ...
+    @property
+    def shard_count(self) -> int: ...
+
+def shard_of(namespace: str, key: bytes, shard_count: int) -> int:
+    """The shard of a key. Raises ValueError for a cluster without shards."""
 
 # ---- the node ------------------------------------------------------------------------------------
 
@@ -345,6 +410,29 @@ class Node:
         """Returns the old budget. Raises KeyError (unknown name), ValueError (no room)."""
     def flush_namespace(self, namespace: str) -> int:
         """Drops every item of the namespace; returns how many."""
+    def set_shard_map(self, shard_map: ShardMap) -> None:
+        """Of a root: routes by this map, unless it is older than the one there is."""
+    def newest_map_version(self) -> int:
+        """Of a root: the newest version that any leaf told of."""
+    def set_owned(
+        self,
+        version: int,
+        shard_count: int,
+        shards: npt.NDArray[np.uint32],
+        written_since: npt.NDArray[np.uint64] = ...,
+    ) -> None:
+        """Of a leaf: answers for these shards alone; waits for writes under way.
+
+        `version`: of the newest map it knows. `written_since`, one a shard: the map version from
+        which on its writes reach all of its replicas; writes by older maps are refused.
+        """
+    def recent_writes(
+        self, shard_count: int, shards: npt.NDArray[np.uint32], age_s: float
+    ) -> tuple[bool, int, list[tuple[str, list[bytes]]]]:
+        """Of a leaf: (complete, map version, [(namespace, keys)]) of what was put or deleted.
+
+        Not complete: the log does not reach back that far, or a shard is not this leaf's.
+        """
     def samples(self) -> list[Sample]: ...
     def histograms(self) -> list[Histogram]: ...
     def start_report(self) -> StartReport: ...

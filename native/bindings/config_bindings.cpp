@@ -268,6 +268,58 @@ void set_persist(fc::NodeConfig& config, const std::optional<fc::PersistConfig>&
   config.engine.persist = persist.value_or(fc::PersistConfig{});
 }
 
+// What a root asks its leaves, and what a leaf remembers. None of them: the node is neither.
+template <class Config>
+py::object role_of(const Config& config) {
+  return config.enabled ? py::cast(config) : py::object(py::none());
+}
+template <class Config>
+void set_role(Config& to, const std::optional<Config>& from) {
+  to = from.value_or(Config{});
+  to.enabled = from.has_value();
+}
+
+void bind_roles(py::module_& module) {
+  py::class_<fc::RootConfig>(module, "RootConfig")
+      .def(py::init([](std::uint32_t threads, std::uint32_t connections,
+                       std::uint64_t leaf_timeout_ms, std::uint32_t attempts, double retry_budget,
+                       bool hedge, std::uint64_t hedge_after_us, double hedge_quantile,
+                       double hedge_budget, double store_budget) {
+             fc::RootConfig root;
+             root.enabled = true;
+             root.threads = threads;
+             root.connections_per_leaf = connections;
+             root.leaf_timeout_ms = leaf_timeout_ms;
+             root.attempts = attempts;
+             root.retry_budget = retry_budget;
+             root.hedge = hedge;
+             root.hedge_after_us = hedge_after_us;
+             root.hedge_quantile = hedge_quantile;
+             root.hedge_budget = hedge_budget;
+             root.store_budget = store_budget;
+             return root;
+           }),
+           py::kw_only(), "threads"_a = 2, "connections_per_leaf"_a = 1, "leaf_timeout_ms"_a = 0,
+           "attempts"_a = 3, "retry_budget"_a = 0.2, "hedge"_a = true, "hedge_after_us"_a = 0,
+           "hedge_quantile"_a = 0.99, "hedge_budget"_a = 0.02, "store_budget"_a = 0.05)
+      .def_readwrite("threads", &fc::RootConfig::threads)
+      .def_readwrite("connections_per_leaf", &fc::RootConfig::connections_per_leaf)
+      .def_readwrite("leaf_timeout_ms", &fc::RootConfig::leaf_timeout_ms)
+      .def_readwrite("attempts", &fc::RootConfig::attempts)
+      .def_readwrite("retry_budget", &fc::RootConfig::retry_budget)
+      .def_readwrite("hedge", &fc::RootConfig::hedge)
+      .def_readwrite("hedge_after_us", &fc::RootConfig::hedge_after_us)
+      .def_readwrite("hedge_quantile", &fc::RootConfig::hedge_quantile)
+      .def_readwrite("hedge_budget", &fc::RootConfig::hedge_budget)
+      .def_readwrite("store_budget", &fc::RootConfig::store_budget);
+  py::class_<fc::LeafConfig>(module, "LeafConfig")
+      .def(py::init([](std::uint64_t write_log_bytes) {
+             return fc::LeafConfig{.enabled = true, .write_log_bytes = write_log_bytes};
+           }),
+           py::kw_only(), "write_log_bytes"_a = 16 << 20)
+      .def_readwrite("write_log_bytes", &fc::LeafConfig::write_log_bytes);
+}
+
 void bind_node_config(py::module_& module) {
   py::class_<fc::NodeConfig> bound(module, "NodeConfig");
   bound
@@ -278,7 +330,9 @@ void bind_node_config(py::module_& module) {
                        std::uint64_t max_reply_bytes, std::uint32_t max_pending_batches,
                        std::uint32_t refresh_keys_per_second,
                        const std::optional<fc::NvmConfig>& nvm,
-                       const std::optional<fc::PersistConfig>& persist) {
+                       const std::optional<fc::PersistConfig>& persist,
+                       const std::optional<fc::RootConfig>& root,
+                       const std::optional<fc::LeafConfig>& leaf) {
              fc::NodeConfig config;
              config.engine.memory_bytes = memory_bytes;
              config.engine.namespaces = std::move(namespaces);
@@ -293,6 +347,8 @@ void bind_node_config(py::module_& module) {
              config.refresh_keys_per_second = refresh_keys_per_second;
              set_nvm(config, nvm);
              set_persist(config, persist);
+             set_role(config.root, root);
+             set_role(config.leaf, leaf);
              return config;
            }),
            py::kw_only(), "memory_bytes"_a, "namespaces"_a,
@@ -300,7 +356,7 @@ void bind_node_config(py::module_& module) {
            "expected_item_bytes"_a = 256, "huge_pages"_a = true, "max_value_bytes"_a = 8 << 20,
            "max_batch_keys"_a = 16384, "max_reply_bytes"_a = 64 << 20,
            "max_pending_batches"_a = 4096, "refresh_keys_per_second"_a = 1000, "nvm"_a = py::none(),
-           "persist"_a = py::none())
+           "persist"_a = py::none(), "root"_a = py::none(), "leaf"_a = py::none())
       .def_readwrite("stores", &fc::NodeConfig::stores)
       .def_readwrite("max_batch_keys", &fc::NodeConfig::max_batch_keys)
       .def_readwrite("max_reply_bytes", &fc::NodeConfig::max_reply_bytes)
@@ -308,6 +364,16 @@ void bind_node_config(py::module_& module) {
       .def_readwrite("refresh_keys_per_second", &fc::NodeConfig::refresh_keys_per_second)
       .def_property("nvm", nvm_of, set_nvm)
       .def_property("persist", persist_of, set_persist)
+      .def_property(
+          "root", [](const fc::NodeConfig& config) { return role_of(config.root); },
+          [](fc::NodeConfig& config, const std::optional<fc::RootConfig>& root) {
+            set_role(config.root, root);
+          })
+      .def_property(
+          "leaf", [](const fc::NodeConfig& config) { return role_of(config.leaf); },
+          [](fc::NodeConfig& config, const std::optional<fc::LeafConfig>& leaf) {
+            set_role(config.leaf, leaf);
+          })
       .def("arena_bytes",
            [](const fc::NodeConfig& config) {
              return fc::Geometry::plan(config.engine).domain_bytes();
@@ -335,5 +401,6 @@ void bind_config(py::module_& module) {
   bind_store(module);
   bind_nvm(module);
   bind_persist(module);
+  bind_roles(module);
   bind_node_config(module);
 }

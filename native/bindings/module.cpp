@@ -27,6 +27,7 @@ PYBIND11_MODULE(_native, module) {
   bind_config(module);
   bind_recovery(module);
   bind_client(module);
+  bind_cluster(module);
   bind_node(module);
   module.def("build_info", [] {
     py::dict info;

@@ -13,8 +13,10 @@
 #include "bindings.hpp"
 #include "callback_thread.hpp"
 #include "client_bindings.hpp"
+#include "cluster_bindings.hpp"
 #include "counter_views.hpp"
 #include "feature_cache/engine.hpp"
+#include "feature_cache/leaf_link.hpp"
 #include "feature_cache/node.hpp"
 #include "feature_cache/reply.hpp"
 #include "feature_cache/server.hpp"
@@ -236,12 +238,20 @@ RequestBytes copy(const py::bytes& request) {
   throw py::error_already_set();
 }
 
+std::shared_ptr<LeafConnector> leaf_connector_of(const RootConfig& root) {
+  if (!root.enabled) return nullptr;
+  LeafConnectorConfig config;
+  config.threads = root.threads;
+  config.connections = root.connections_per_leaf;
+  return make_leaf_connector(config);
+}
+
 class PyNode {
  public:
   PyNode(const NodeConfig& config, RecoveryProgress* progress) {
     try {
       py::gil_scoped_release release;  // reserving memory and the space of a device takes its time
-      node_ = make_node(config, {}, progress);
+      node_ = make_node(config, {}, progress, leaf_connector_of(config.root));
     } catch (const std::system_error& error) {
       raise_os_error(error);
     }
@@ -314,6 +324,33 @@ class PyNode {
     py::gil_scoped_release release;
     const auto inside = enter();
     return node_->engine().flush(find(ns_name));
+  }
+  void set_shard_map(const ShardMap& map) {
+    py::gil_scoped_release release;
+    const auto inside = enter();
+    node_->set_shard_map(map);
+  }
+  std::uint64_t newest_map_version() const {
+    const auto inside = gate_->enter();
+    return inside ? node_->newest_map_version() : 0;
+  }
+  void set_owned(std::uint64_t version, std::uint32_t shard_count,
+                 const Array<std::uint32_t>& shards, const Array<std::uint64_t>& written_since) {
+    OwnedShards owned{version, shard_count, to_vector(shards), to_vector(written_since)};
+    py::gil_scoped_release release;
+    const auto inside = enter();
+    node_->set_owned(std::move(owned));
+  }
+  py::tuple recent_writes(std::uint32_t shard_count, const Array<std::uint32_t>& shards,
+                          double age_s) const {
+    const std::vector<std::uint32_t> wanted = to_vector(shards);
+    RecentWrites writes;
+    {
+      py::gil_scoped_release release;
+      const auto inside = enter();
+      writes = node_->recent_writes(shard_count, wanted, to_ms(age_s));
+    }
+    return py::make_tuple(writes.complete, writes.map_version, columns_of(writes));
   }
   Collector collect() const {
     py::gil_scoped_release release;
@@ -534,6 +571,11 @@ void bind_node(py::module_& module) {
       .def("take_fetch", &PyNode::take_fetch, "store"_a, "wait_s"_a)
       .def("resize_domain", &PyNode::resize_domain, "namespace"_a, "domain"_a, "budget_bytes"_a)
       .def("flush_namespace", &PyNode::flush_namespace, "namespace"_a)
+      .def("set_shard_map", &PyNode::set_shard_map, "shard_map"_a)
+      .def("newest_map_version", &PyNode::newest_map_version)
+      .def("set_owned", &PyNode::set_owned, "version"_a, "shard_count"_a, "shards"_a,
+           "written_since"_a = Array<std::uint64_t>(0))
+      .def("recent_writes", &PyNode::recent_writes, "shard_count"_a, "shards"_a, "age_s"_a)
       .def("samples", [](const PyNode& node) { return node.collect().samples; })
       .def("histograms", [](const PyNode& node) { return node.collect().histograms; })
       .def("start_report", &PyNode::start_report)

@@ -163,14 +163,17 @@ struct StoreConfig {
 // holds a value for kHotTierTtlMs at most; without, it keeps nothing.
 struct RootConfig {
   bool enabled = false;
-  std::uint64_t leaf_timeout_ms = 0;  // of one sub-request; 0: what is left of the caller's deadline
-  std::uint32_t attempts = 3;         // replicas that are asked for a key at most
-  double retry_budget = 0.2;          // retried sub-requests: share of the first ones
-  bool hedge = true;                  // ask another replica when one is late
-  std::uint64_t hedge_after_us = 0;   // 0: a quantile of recent sub-requests
-  double hedge_quantile = 0.95;       // used when hedge_after_us is 0
-  double hedge_budget = 0.02;         // hedged sub-requests: share of the first ones
-  double store_budget = 0.05;         // keys that no leaf answers and a store may: share of keys asked
+  std::uint32_t threads = 2;  // that complete sub-requests
+  std::uint32_t connections_per_leaf = 1;
+  std::uint64_t leaf_timeout_ms =
+      0;                             // of one sub-request; 0: what is left of the caller's deadline
+  std::uint32_t attempts = 3;        // replicas that are asked for a key at most
+  double retry_budget = 0.2;         // retried sub-requests: share of the first ones
+  bool hedge = true;                 // ask another replica when one is late
+  std::uint64_t hedge_after_us = 0;  // 0: a quantile of recent sub-requests
+  double hedge_quantile = 0.99;      // used when hedge_after_us is 0
+  double hedge_budget = 0.02;        // hedged sub-requests: share of the first ones
+  double store_budget = 0.05;  // keys that no leaf answers and a store may: share of keys asked
 };
 inline constexpr std::uint64_t kHotTierTtlMs = 1000;
 

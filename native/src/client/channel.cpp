@@ -12,12 +12,10 @@
 #include <unordered_set>
 #include <vector>
 
+#include "client/transport.hpp"
+
 namespace fc::client {
 namespace {
-
-constexpr const char* kBatchGet = "/feature_cache.v1.FeatureCache/BatchGet";
-constexpr const char* kBatchPut = "/feature_cache.v1.FeatureCache/BatchPut";
-constexpr const char* kBatchDelete = "/feature_cache.v1.FeatureCache/BatchDelete";
 
 constexpr double kTimeoutSecondsMax = 86400.0 * 365;  // beyond: no deadline
 
@@ -45,10 +43,6 @@ void keep_freed_memory() {
   static_cast<void>(done);
 }
 
-RpcFailure failure_of(const grpc::Status& status) {
-  return {static_cast<int>(status.error_code()), status.error_message()};
-}
-
 RpcFailure closed_failure() {
   return {grpc::StatusCode::CANCELLED, "the channel is closed"};
 }
@@ -59,24 +53,21 @@ grpc::ByteBuffer to_byte_buffer(std::string_view request) {
   return grpc::ByteBuffer(&slice, 1);
 }
 
-template <typename Answer>
-Outcome<Answer> parse(const grpc::ByteBuffer& bytes) {
-  std::vector<grpc::Slice> slices;
-  if (!bytes.Valid() || !bytes.Dump(&slices).ok()) {
-    return RpcFailure{grpc::StatusCode::INTERNAL, "the reply has no bytes"};
-  }
-  std::vector<Reply::Piece> pieces;
-  pieces.reserve(slices.size());
-  for (const grpc::Slice& slice : slices) pieces.emplace_back(slice.begin(), slice.size());
-  Answer answer;
-  const ReplyFault fault = Answer::gather(pieces, answer);
-  if (fault != ReplyFault::None) {
-    return RpcFailure{grpc::StatusCode::DATA_LOSS, describe(fault)};
-  }
-  return answer;
+void set_deadline(grpc::ClientContext& context, Seconds timeout) {
+  if (!(timeout.count() < kTimeoutSecondsMax)) return;
+  const auto ticks = std::chrono::duration_cast<std::chrono::system_clock::duration>(
+      std::max(timeout, Seconds::zero()));
+  context.set_deadline(std::chrono::system_clock::now() + ticks);
 }
 
-std::shared_ptr<grpc::Channel> connect(const std::string& target, const ChannelOptions& options) {
+}  // namespace
+
+RpcFailure failure_of(const grpc::Status& status) {
+  return {static_cast<int>(status.error_code()), status.error_message()};
+}
+
+std::shared_ptr<grpc::Channel> make_channel(const std::string& target,
+                                            const ChannelOptions& options) {
   keep_freed_memory();
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(options.max_message_bytes);
@@ -109,19 +100,10 @@ std::shared_ptr<grpc::Channel> connect(const std::string& target, const ChannelO
   return grpc::CreateCustomChannel(target, credentials, arguments);
 }
 
-void set_deadline(grpc::ClientContext& context, Seconds timeout) {
-  if (!(timeout.count() < kTimeoutSecondsMax)) return;
-  const auto ticks = std::chrono::duration_cast<std::chrono::system_clock::duration>(
-      std::max(timeout, Seconds::zero()));
-  context.set_deadline(std::chrono::system_clock::now() + ticks);
-}
-
-}  // namespace
-
 class Channel::State : public std::enable_shared_from_this<State> {
  public:
   State(const std::string& target, const ChannelOptions& options)
-      : channel_(connect(target, options)),
+      : channel_(make_channel(target, options)),
         stub_(channel_),
         get_(kBatchGet, grpc::internal::RpcMethod::NORMAL_RPC, channel_),
         put_(kBatchPut, grpc::internal::RpcMethod::NORMAL_RPC, channel_),

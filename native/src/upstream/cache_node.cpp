@@ -35,9 +35,9 @@ CacheNode::CacheNode(const NodeConfig& config, std::vector<std::shared_ptr<NvmDe
     : config_((config.validate(), config)),
       limits_{config.max_batch_keys, config.engine.max_value_bytes},
       leaf_(config.leaf.enabled ? std::make_unique<LeafShards>(config.leaf) : nullptr),
-      engine_(keeps_nothing(config) ? make_empty_engine(config.engine)
-                                    : make_engine(config.engine, clock_, true, std::move(devices),
-                                                  progress)) {
+      engine_(keeps_nothing(config)
+                  ? make_empty_engine(config.engine)
+                  : make_engine(config.engine, clock_, true, std::move(devices), progress)) {
   for (const StoreConfig& store : config_.stores) {
     stores_.push_back(std::make_shared<StoreQueue>(
         store, [this](NamespaceIndex ns) { return std::string_view(namespaces_[ns]->name); },
@@ -230,8 +230,7 @@ void CacheNode::look_up(PendingGet& get, std::vector<std::vector<Absent>>& absen
     column.lengths.resize(keys.size());
     NamespaceLink& link = *namespaces_[column.ns];
     // The leaves are asked for what they have cached, too.
-    column.fetchable =
-        leaves_ != nullptr || (link.store != nullptr && !get.request.cache_only);
+    column.fetchable = leaves_ != nullptr || (link.store != nullptr && !get.request.cache_only);
     if (link.speculation != nullptr) link.speculation->budget.asked(get.started_ns, keys.size());
     GetColumn lookup;
     lookup.ns = column.ns;
@@ -381,8 +380,7 @@ void CacheNode::visit(CounterVisitor& visitor) const {
 
 std::unique_ptr<Node> make_node(const NodeConfig& config,
                                 std::vector<std::shared_ptr<NvmDevice>> devices,
-                                RecoveryProgress* progress,
-                                std::shared_ptr<LeafConnector> leaves) {
+                                RecoveryProgress* progress, std::shared_ptr<LeafConnector> leaves) {
   return std::make_unique<CacheNode>(config, std::move(devices), progress, std::move(leaves));
 }
 

@@ -41,7 +41,8 @@ bool Leaf::try_use(std::uint64_t now_ns) noexcept {
 
 void Leaf::visit(CounterVisitor& visitor, std::uint64_t now_ns) const {
   const Label labels[] = {{"leaf", name_}};
-  visitor.counter("feature_cache_leaf_calls_total", "Sub-requests to a leaf.", labels, calls_.get());
+  visitor.counter("feature_cache_leaf_calls_total", "Sub-requests to a leaf.", labels,
+                  calls_.get());
   visitor.counter("feature_cache_leaf_keys_total", "Keys that a leaf was asked for.", labels,
                   keys_.get());
   visitor.counter("feature_cache_leaf_failures_total", "Sub-requests that a leaf did not answer.",

@@ -29,7 +29,9 @@ class Leaf {
   LeafLink& link() noexcept { return *link_; }
 
   // Keys that it was asked for and has not answered.
-  std::uint64_t outstanding() const noexcept { return outstanding_.load(std::memory_order_relaxed); }
+  std::uint64_t outstanding() const noexcept {
+    return outstanding_.load(std::memory_order_relaxed);
+  }
   void asked(std::uint64_t keys) noexcept;
   void answered(std::uint64_t keys, std::uint64_t now_ns, bool failed) noexcept;
   // Whether a batch may choose it; true once when the time to avoid it is over.

@@ -57,8 +57,7 @@ void LeafShards::set(const OwnedShards& owned) {
       throw std::invalid_argument("owned shards: shard " + std::to_string(owned.shards[i]) +
                                   " of " + std::to_string(owned.shard_count));
     }
-    view->written_since[owned.shards[i]] =
-        owned.written_since.empty() ? 0 : owned.written_since[i];
+    view->written_since[owned.shards[i]] = owned.written_since.empty() ? 0 : owned.written_since[i];
   }
   view->owned = static_cast<std::uint32_t>(owned.shards.size());
   const std::unique_lock lock(mutex_);

@@ -99,7 +99,7 @@ class LeafShards {
   void visit(CounterVisitor& visitor) const;
 
   RecentWriteLog log;
-  Counter wrong_shard;   // cells of reads
+  Counter wrong_shard;     // cells of reads
   Counter writes_refused;  // keys
 
  private:

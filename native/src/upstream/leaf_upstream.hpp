@@ -4,8 +4,8 @@
 // sub-request. A key whose leaf fails, says WRONG_SHARD or ERROR is asked of another replica; a
 // sub-request that is late is asked again elsewhere (hedged); both within budgets. The first answer
 // of a key counts. A key that no leaf answers goes to the store where there is one and its budget
-// allows, else it is answered with what is known: WRONG_SHARD, ERROR or TIMED_OUT. So a leaf that is
-// slow or gone never fails a batch, and the caller's deadline bounds it in any case.
+// allows, else it is answered with what is known: WRONG_SHARD, ERROR or TIMED_OUT. So a leaf that
+// is slow or gone never fails a batch, and the caller's deadline bounds it in any case.
 //
 // Writes go to all replicas of a shard, warming ones too: STORED when all took them, PARTIAL when
 // some did. Leaves refuse writes by a map that is older than the last change of a shard's replicas;
@@ -56,8 +56,8 @@ class LeafUpstream {
 
   LeafSet& leaves() noexcept { return leaves_; }
 
-  // Answers each of `cells`, perhaps before it returns. `deadline_ns`: when the batch is answered at
-  // the latest. `fallback` is null where no store may be asked.
+  // Answers each of `cells`, perhaps before it returns. `deadline_ns`: when the batch is answered
+  // at the latest. `fallback` is null where no store may be asked.
   void get(const std::shared_ptr<PendingGet>& get, const std::vector<LeafCell>& cells,
            std::uint64_t deadline_ns, StoreFallback fallback);
 
@@ -94,7 +94,7 @@ class LeafUpstream {
   mutable std::mutex latency_mutex_;
   RecentLatencies latencies_;  // guarded by latency_mutex_; of sub-requests for reads
   std::mutex waiting_mutex_;
-  bool stopped_ = false;                              // guarded by waiting_mutex_
+  bool stopped_ = false;                                // guarded by waiting_mutex_
   std::unordered_set<std::shared_ptr<Write>> waiting_;  // guarded by waiting_mutex_
 
   Counter calls_;

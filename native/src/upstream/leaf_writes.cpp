@@ -204,8 +204,7 @@ class LeafUpstream::Write final : public Timed, public std::enable_shared_from_t
     std::size_t column = 0;
     bool same = true;
     for_each_column(call, [&](std::uint32_t, const std::vector<std::uint32_t>& positions) {
-      same = same && column < reply.columns() &&
-             reply.statuses(column).size() == positions.size();
+      same = same && column < reply.columns() && reply.statuses(column).size() == positions.size();
       ++column;
     });
     return same && column == reply.columns();
@@ -220,8 +219,8 @@ class LeafUpstream::Write final : public Timed, public std::enable_shared_from_t
       }
     }
     const std::uint64_t now = monotonic_ns();
-    wait_until_ns_ = std::min(deadline_ns_ - std::min(deadline_ns_, 2 * kMapPollNs),
-                              now + kMapWaitMostNs);
+    wait_until_ns_ =
+        std::min(deadline_ns_ - std::min(deadline_ns_, 2 * kMapPollNs), now + kMapWaitMostNs);
     if (again_.empty() || now >= wait_until_ns_ || !upstream_.keep(shared_from_this())) {
       return finish();
     }

@@ -32,7 +32,8 @@ class CacheNode::OwnedWrite {
       const std::uint64_t high = hash_key(ns.seed, keys[i]).high;
       taken_[i] = view_->takes_write(high, by_version_);
       if (taken_[i]) {
-        // Before it is written: a peer that asks in between drops a key too many, never one too few.
+        // Before it is written: a peer that asks in between drops a key too many, never one too
+        // few.
         leaf_->log.add(index, keys[i], high);
       } else {
         ++refused;

@@ -130,8 +130,7 @@ PendingGet::NotRead PendingGet::answer(std::span<const NvmAnswer> answers) {
     if (ended_) return not_read;
     std::size_t answered = 0;
     for (std::size_t i = 0; i < answers.size(); ++i) {
-      answered +=
-          settle_read_locked(answers[i], arrived[i].status, arrived[i].value, not_read);
+      answered += settle_read_locked(answers[i], arrived[i].status, arrived[i].value, not_read);
     }
     if (answered == 0 || !ends_locked(answered)) return not_read;
   }

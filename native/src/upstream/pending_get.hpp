@@ -47,10 +47,10 @@ class PendingGet final : public Timed, public std::enable_shared_from_this<Pendi
     bool fetchable = false;  // a cell that is nowhere in the cache may ask a store
     std::vector<CellStatus> statuses;
     std::vector<std::uint32_t> lengths;
-    Buffer values;                      // of the cells that were in DRAM, in key order
+    Buffer values;                          // of the cells that were in DRAM, in key order
     std::vector<const std::uint8_t*> late;  // by position: values read or fetched; empty: none
-    std::vector<std::uint8_t> waiting;  // kReading, kAsking; empty: no cell was on NVM
-    std::uint32_t won_by_store = 0;     // of the cells that were read and asked for at once
+    std::vector<std::uint8_t> waiting;      // kReading, kAsking; empty: no cell was on NVM
+    std::uint32_t won_by_store = 0;         // of the cells that were read and asked for at once
     std::uint32_t won_by_nvm = 0;
   };
   // Reads that found nothing.
@@ -72,7 +72,7 @@ class PendingGet final : public Timed, public std::enable_shared_from_this<Pendi
   std::uint64_t started_ns = 0;
   bool counted_pending = false;
   std::uint64_t map_version = 0;  // of a leaf, for the reply
-  bool asks_store = false;  // by what the lookup found
+  bool asks_store = false;        // by what the lookup found
 
   const RequestBytes& bytes() const noexcept { return bytes_; }
   // Ends it with an error instead of a reply; only before start().
@@ -120,7 +120,7 @@ class PendingGet final : public Timed, public std::enable_shared_from_this<Pendi
   std::mutex mutex_;
   std::vector<std::shared_ptr<const void>> owners_;  // of late values; guarded by mutex_
   std::size_t waiting_ = 0;                          // guarded by mutex_
-  bool started_ = false;            // guarded by mutex_
+  bool started_ = false;                             // guarded by mutex_
   bool expired_ = false;            // guarded by mutex_; before start(): it ends there
   std::atomic<bool> ended_{false};  // set under mutex_; read anywhere, as a hint
 };
