@@ -36,6 +36,7 @@ __all__ = [
     "encode_delete",
     "encode_get",
     "encode_put",
+    "shard_of",
 ]
 
 # ---- configuration -------------------------------------------------------------------------------

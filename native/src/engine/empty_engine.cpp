@@ -25,11 +25,12 @@ class EmptyEngine final : public Engine {
       first += config_.namespaces[before].domains.size();
     }
     const std::vector<DomainConfig>& domains = config_.namespaces[ns].domains;
-    const auto found = std::find_if(domains.begin(), domains.end(),
-                                    [&](const DomainConfig& domain) { return domain.name == name; });
+    const auto found =
+        std::find_if(domains.begin(), domains.end(),
+                     [&](const DomainConfig& domain) { return domain.name == name; });
     return found == domains.end() ? kNoDomain
-                                  : static_cast<DomainIndex>(first + static_cast<std::size_t>(
-                                                                         found - domains.begin()));
+                                  : static_cast<DomainIndex>(
+                                        first + static_cast<std::size_t>(found - domains.begin()));
   }
   void get(GetColumn& column) override {
     std::fill(column.statuses.begin(), column.statuses.end(), CellStatus::Miss);
@@ -53,6 +54,7 @@ class EmptyEngine final : public Engine {
   }
   bool token_alive(NamespaceIndex, std::string_view, Token) const noexcept override { return true; }
   std::uint64_t flush(NamespaceIndex) override { return 0; }
+  void drop_shards(std::uint32_t, std::span<const std::uint32_t>) override {}
   std::uint64_t resize(DomainIndex, std::uint64_t) override {
     throw std::invalid_argument("this node keeps nothing: its domains have no budget");
   }
