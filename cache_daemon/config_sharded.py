@@ -169,6 +169,9 @@ class RootSettings(StrictModel):
     threads: int = Field(
         default=2, ge=1, le=64, description="Threads that complete the requests to leaves."
     )
+    connections_per_leaf: int = Field(
+        default=1, ge=1, le=64, description="Connections that are kept to each leaf."
+    )
     hot_tier: HotTierSettings | None = Field(
         default=None, description="None: every read asks the leaves."
     )
