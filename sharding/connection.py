@@ -307,9 +307,12 @@ class Connection:
         return self._finish(path, *self._begin(path, begin))
 
     def _begin(self, path: str, begin: Callable[[KazooClient], Any]) -> tuple[float, Any]:
-        client = self._client
-        # Without this kazoo would keep the request and send it whenever it connects again.
-        if client is None or not client.connected:
+        with self._lock:
+            client = self._client
+            answered = self._confirmed == self._connects
+        # kazoo would keep the request and send it whenever it connects; and what is sent before the
+        # first answer may still meet a refusal.
+        if client is None or not client.connected or not answered:
             raise Disconnected(f"{path}: {self.problem or 'the connection is being made'}")
         return self._clock(), begin(client)
 

