@@ -1,4 +1,4 @@
-"""Controllers that pause, are killed and superseded; ensembles without their leader, and restarts."""
+"""Controllers that pause, are killed and superseded; ensembles that lose members or restart."""
 
 from __future__ import annotations
 
