@@ -12,7 +12,19 @@ import numpy.typing as npt
 
 from sharding.model import ReplicaState
 
-__all__ = ["ABSENT", "LAST_RANK", "Replicas", "by_shard", "looked_up", "rank_in_group", "since"]
+__all__ = [
+    "ABSENT",
+    "LAST_RANK",
+    "Bools",
+    "Floats",
+    "Ints",
+    "Replicas",
+    "by_shard",
+    "contained",
+    "looked_up",
+    "rank_in_group",
+    "since",
+]
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -105,6 +117,14 @@ def by_shard(shards: Ints, shard_count: int) -> Ints:
 def rank_in_group(groups: Ints) -> Ints:
     """For each element of sorted groups: how many of its group come before it."""
     return np.arange(len(groups)) - np.searchsorted(groups, groups, "left")
+
+
+def contained(keys: Ints, known: Ints) -> Bools:
+    """Which keys are among `known`, which is sorted."""
+    if not len(known):
+        return np.zeros(len(keys), bool)
+    found: Bools = known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys
+    return found
 
 
 def looked_up(keys: Ints, known: Ints, values: Ints, default: int) -> Ints:

@@ -26,7 +26,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from sharding._replicas import ABSENT, LAST_RANK, Replicas, looked_up, rank_in_group, since
+from sharding._replicas import (
+    ABSENT,
+    LAST_RANK,
+    Replicas,
+    contained,
+    looked_up,
+    rank_in_group,
+    since,
+)
 from sharding.model import (
     ClusterConfig,
     CurrentState,
@@ -42,10 +50,7 @@ from sharding.placement import NO_NODE, PlacementNode, Problem, place
 
 __all__ = ["Decided", "Memory", "Seen", "Step", "step"]
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Matrix = npt.NDArray[np.int32]
+_Matrix = npt.NDArray[np.int32]
 
 _UNKNOWN = "unknown"  # address of a node that nobody has seen since the view was lost
 _DEAD_NAMES_MAX = 64  # in the node table, before it is made anew
@@ -179,8 +184,8 @@ class _Stepper:
         else:
             alone = self._unowned(served, replicas, kept, started)
             started = np.concatenate([started, self._stand_ins(alone, nodes, wanted)])
-        keys = np.union1d(asked[kept], started)
-        moving = np.union1d(asked[in_work], started)
+        keys = np.sort(np.concatenate([asked[kept], started]))
+        moving = np.sort(np.concatenate([asked[in_work], started]))
         moving_since = since(moving, self._memory.moving, self._memory.moving_since, self._now)
         self._report_slow(moving, moving_since)
 
@@ -228,7 +233,7 @@ class _Stepper:
     def _override(self, name: str) -> NodeOverride:
         return self._seen.overrides.get(name, NodeOverride())
 
-    def _away(self, wanted: Matrix) -> tuple[dict[str, float], int]:
+    def _away(self, wanted: _Matrix) -> tuple[dict[str, float], int]:
         """Nodes that should hold shards and are not live, with since when; and of how many."""
         holding = np.zeros(len(self._names), bool)
         holding[wanted[wanted != NO_NODE]] = True
@@ -282,7 +287,7 @@ class _Stepper:
     def _leaves_before(self) -> tuple[Leaf, ...]:
         return self._decided.view.leaves if self._decided.view is not None else ()
 
-    def _wanted_before(self) -> Matrix:
+    def _wanted_before(self) -> _Matrix:
         """The last ideal state as a matrix, in numbers of the node table."""
         ideal = self._decided.ideal
         replicas = self._seen.config.replicas
@@ -312,7 +317,7 @@ class _Stepper:
         self._report_unknown(wrong, "targets name")
         return np.sort(np.concatenate(parts))
 
-    def _replicas(self, wanted: Matrix, asked: Ints) -> Replicas:
+    def _replicas(self, wanted: _Matrix, asked: Ints) -> Replicas:
         shards, columns = np.nonzero(wanted != NO_NODE)
         node = asked % self._count
         live = self._seen.live
@@ -366,7 +371,7 @@ class _Stepper:
         there = node != NO_NODE
         return looked_up(keys, known[there], view.state[there].astype(np.int64), ABSENT)
 
-    def _instead(self, wanted: Matrix, nodes: tuple[PlacementNode, ...], asked: Ints) -> Matrix:
+    def _instead(self, wanted: _Matrix, nodes: tuple[PlacementNode, ...], asked: Ints) -> _Matrix:
         """What placement starts from: where a wanted node is gone, whoever is in the view with the
         shard already takes its place."""
         usable = np.array([node.usable for node in nodes], bool)
@@ -384,7 +389,7 @@ class _Stepper:
                 previous[row, holes[0]] = name
         return previous
 
-    def _wished(self, wanted: Matrix) -> Ints:
+    def _wished(self, wanted: _Matrix) -> Ints:
         """Wanted replicas of each shard, on nodes that are allowed to have any."""
         allowed = wanted != NO_NODE
         if len(self._names):
@@ -408,7 +413,7 @@ class _Stepper:
         if frozen:
             return np.ones(len(replicas.keys), bool)
         self._wakes += [float(left[left > 0].min())] if (left > 0).any() else []
-        over = np.isin(replicas.keys, hidden[left <= 0], assume_unique=True)
+        over = contained(replicas.keys, hidden[left <= 0])
         # Nothing is known of it, or it was not begun: no reader can have it from the view.
         unused = ~replicas.live | (replicas.reported & (replicas.current == ABSENT))
         unused &= ~replicas.good & ~replicas.opaque & (served[replicas.shard] > 0)
@@ -418,13 +423,13 @@ class _Stepper:
     # ---- what comes ------------------------------------------------------------------------------
 
     def _starts(
-        self, wanted: Matrix, asked: Ints, served: Ints, in_work: Bools, replicas: Replicas
+        self, wanted: _Matrix, asked: Ints, served: Ints, in_work: Bools, replicas: Replicas
     ) -> tuple[Ints, int]:
         """Which wanted replicas are asked for now, and how many have to wait."""
         shards, columns = np.nonzero(wanted != NO_NODE)
         nodes = wanted[shards, columns].astype(np.int64)
         keys = shards * self._count + nodes
-        missing = np.flatnonzero(~np.isin(keys, asked))
+        missing = np.flatnonzero(~contained(keys, asked))
         shards, nodes, keys = shards[missing], nodes[missing], keys[missing]
         # What its node still holds from before is dropped first.
         ready = (self._live & ~self._opaque & self._enabled)[nodes] if len(nodes) else nodes > 0
@@ -444,7 +449,7 @@ class _Stepper:
         owned[started // self._count] = True
         return np.flatnonzero(~owned)
 
-    def _stand_ins(self, shards: Ints, nodes: tuple[PlacementNode, ...], wanted: Matrix) -> Ints:
+    def _stand_ins(self, shards: Ints, nodes: tuple[PlacementNode, ...], wanted: _Matrix) -> Ints:
         """Who takes such shards while those that should have them are away."""
         there = self._live & ~self._opaque
         if not len(shards) or not there.any():
@@ -505,7 +510,7 @@ class _Stepper:
                 targets[name] = Target(max(before.version + 1, self._first_version), mine)
         return targets
 
-    def _ideal(self, wanted: Matrix) -> IdealState:
+    def _ideal(self, wanted: _Matrix) -> IdealState:
         old = self._decided.ideal
         there = wanted != NO_NODE
         first = np.zeros(len(wanted) + 1, np.int64)
