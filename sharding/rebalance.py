@@ -29,6 +29,9 @@ import numpy.typing as npt
 from sharding._replicas import (
     ABSENT,
     LAST_RANK,
+    Bools,
+    Floats,
+    Ints,
     Replicas,
     contained,
     looked_up,
