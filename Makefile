@@ -30,6 +30,10 @@ setup: system ## system packages, virtual environment, native extension (all tar
 demo: setup ## a daemon serves ranking requests over a real data set, for about a minute
 	@$(RUN) benchmarks.demo $(ARGS)
 
+.PHONY: demo-sharded
+demo-sharded: setup ## three leaves, a root and ZooKeeper; a leaf is killed under load (ARGS=--quick)
+	@$(RUN) benchmarks.demo_sharded $(ARGS)
+
 # pytest comes last: its summary is the closing line that CI reads.
 .PHONY: test
 test: ## everything: lint, native tests, sanitizers, then pytest

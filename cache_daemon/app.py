@@ -12,6 +12,7 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,9 +21,11 @@ from pydantic import ValidationError
 
 from cache_daemon._native import Node, RecoveryProgress, Server, build_info
 from cache_daemon.admin import AdminServer, DaemonStatus, DomainInfo, NamespaceInfo, StoreInfo
+from cache_daemon.cluster_status import Membership
 from cache_daemon.config import Config, ConfigError, ServiceManager
 from cache_daemon.config_node import node_config
 from cache_daemon.config_problem import Problem
+from cache_daemon.config_sharded import SecretError
 from cache_daemon.config_units import format_duration, format_size
 from cache_daemon.fetch import FetchLoop
 from cache_daemon.http import HttpServer
@@ -34,6 +37,7 @@ from cache_daemon.lifecycle import (
     Inbox,
     Lifecycle,
     NodeMade,
+    Routed,
     State,
     StopSignal,
 )
@@ -231,6 +235,7 @@ class Daemon:
         self._signals = 0
         self._drained = False  # the drain has answered every accepted request
         self._closed: bool | None = None  # what the pipeline's close said, once it was called
+        self._membership: Membership | None = None  # of a root or a leaf
         self.lifecycle = Lifecycle()
 
     def run(self) -> Outcome:
@@ -241,6 +246,7 @@ class Daemon:
             stack.enter_context(self._inbox.signals())
             notifier = stack.enter_context(Notifier(self._manager.notify_socket))
             pipeline = Pipeline(self._config)
+            self._membership = self._make_membership()
 
             def close_pipeline() -> None:
                 # A node that is being made, or is being shut down, cannot be interrupted: the
@@ -252,15 +258,20 @@ class Daemon:
                 outcome.threads_left = not closed
 
             stack.callback(close_pipeline)
+            if self._membership is not None:
+                stack.callback(self._membership.stop)
             try:
                 server = self._listen(stack, pipeline)
             except (OSError, ValueError, RuntimeError) as error:
                 raise StartError(getattr(error, "strerror", None) or str(error)) from error
-            if not self._start(notifier, pipeline):
+            if not (self._start(notifier, pipeline) and self._find_way(notifier, pipeline)):
                 outcome.drained = server.drain(_DRAIN_GRACE_S)
                 return outcome
             server.attach(pipeline.node)
             self._announce(stack, notifier)
+            if self._membership is not None and not self._config.is_root:
+                # From now on others send requests here, so it comes last.
+                self._membership.start(pipeline.node, self._addresses.grpc)
             outcome.drained = self._serve(notifier, server, pipeline)
             if not outcome.drained and self._finish_thread is None:
                 # What waits for a store is answered now, so that no listener waits for it to end.
@@ -275,7 +286,7 @@ class Daemon:
         listen = self._config.listen
         if listen.http is not None:
             labels = {"version": version(), **build_info()}
-            metrics = Metrics(pipeline.sources, state=self._state, build_info=labels)
+            metrics = Metrics(self._sources(pipeline), state=self._state, build_info=labels)
             http = HttpServer(
                 listen.http,
                 metrics=metrics,
@@ -310,7 +321,7 @@ class Daemon:
                 listen.admin,
                 lambda: self._status(pipeline),
                 lambda timeout_s: self._inbox.put(DrainRequest(timeout_s)),
-                sources=pipeline.sources,
+                sources=self._sources(pipeline),
                 allow_remote=self._config.insecure,
             )
             stack.callback(admin.stop)
@@ -332,23 +343,50 @@ class Daemon:
 
         self._start_thread = threading.Thread(target=start, name="start", daemon=True)
         self._start_thread.start()
+        match self._wait_before_serving(
+            lambda: notifier.recovering(
+                pipeline.started.tell_progress() if self._recovers() else "starting", _EXTEND_S
+            )
+        ):
+            case NodeMade(error):
+                self._start_thread.join()
+                if error is not None:
+                    raise error
+                return True
+        return False
+
+    def _find_way(self, notifier: Notifier, pipeline: Pipeline) -> bool:
+        """Of a root: waits until it knows its leaves; False when a stop came first."""
+        membership = self._membership
+        if membership is None or not self._config.is_root:
+            return True
+        membership.start(
+            pipeline.node, self._addresses.grpc, on_routed=lambda: self._inbox.put(Routed())
+        )
+
+        def tell() -> None:
+            status = membership.status()
+            line = f"waiting for the shard map of cluster {status.cluster}"
+            line += "".join(f": {problem}" for problem in status.problems)
+            _log.info("%s", line)
+            notifier.recovering(line, _EXTEND_S)
+
+        return self._wait_before_serving(tell) is not None
+
+    def _wait_before_serving(self, tell: Callable[[], None]) -> Event | None:
+        """The next event that is no stop; None when a stop came. Calls `tell` meanwhile."""
         while True:
             match self._inbox.get(_TELL_PROGRESS_S):
-                case NodeMade(error):
-                    self._start_thread.join()
-                    if error is not None:
-                        raise error
-                    return True
                 case StopSignal(name):
                     _log.info("%s received: stopping at once, before anything was served", name)
-                    return False
+                    return None
                 case DrainRequest():
                     _log.info("an operator asks to stop: at once, before anything was served")
-                    return False
-                case _ if self._recovers():
-                    notifier.recovering(pipeline.started.tell_progress(), _EXTEND_S)
-                case _:
-                    notifier.recovering("starting", _EXTEND_S)
+                    return None
+                case None:
+                    tell()
+                case event:
+                    return event
 
     def _announce(self, stack: ExitStack, notifier: Notifier) -> None:
         """Moves to SERVING, and says so to everybody who waits for it."""
@@ -413,6 +451,8 @@ class Daemon:
         def finish() -> None:
             try:
                 server.stop()
+                if self._membership is not None:
+                    self._membership.stop()
                 self._closed = pipeline.close()
                 pipeline.shut_down()
             except Exception:
@@ -439,6 +479,9 @@ class Daemon:
         def drain() -> None:
             complete = False
             try:
+                if self._membership is not None:  # nobody shall send requests here any more
+                    self._membership.leave()
+                time_over.start()
                 # When the time is over, what still waits for a store is answered TIMED_OUT; the
                 # server gets a little longer to bring these replies home.
                 complete = server.drain(timeout_s + _DRAIN_GRACE_S)
@@ -453,9 +496,22 @@ class Daemon:
 
         time_over = threading.Timer(timeout_s, give_up)
         time_over.daemon = True
-        time_over.start()
         self._drain_thread = threading.Thread(target=drain, name="drain", daemon=True)
         self._drain_thread.start()
+
+    def _make_membership(self) -> Membership | None:
+        if self._config.sharding is None:
+            return None
+        # Loads the client of ZooKeeper, which other nodes do without.
+        from cache_daemon.cluster import make_membership
+
+        try:
+            return make_membership(self._config.sharding, version())
+        except (SecretError, ValueError) as error:
+            raise StartError(str(error)) from error
+
+    def _sources(self, pipeline: Pipeline) -> list[SampleSource]:
+        return [*pipeline.sources, *([self._membership] if self._membership else [])]
 
     def _recovers(self) -> bool:
         return self.lifecycle.state is State.RECOVERING
@@ -492,6 +548,7 @@ class Daemon:
             nvm_devices=nvm_devices(pipeline.held.samples()) if config.nvm else (),
             recovery=pipeline.started.progress if self._recovers() else None,
             start=pipeline.started.report,
+            cluster=self._membership.status() if self._membership else None,
         )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from cache_daemon.metrics import SampleLike
+from cache_daemon._native import Node
+from cache_daemon.metrics import SampleLike, SampleSource
 
-__all__ = ["ClusterSample", "ClusterStatus", "cluster_samples"]
+__all__ = ["ClusterSample", "ClusterStatus", "Membership", "cluster_samples"]
 
 _PREFIX = "feature_cache_cluster_"
 
@@ -37,6 +39,30 @@ class ClusterStatus:
     def connected(self) -> bool:
         """Whether ZooKeeper is heard of."""
         return self.session == "connected"
+
+
+class Membership(SampleSource, Protocol):
+    """A node's place in its cluster as the daemon's life cycle knows it; see `cluster`.
+
+    Before `start` it has a status and samples, too.
+    """
+
+    def start(
+        self, node: Node, addresses: Sequence[str], on_routed: Callable[[], None] | None = None
+    ) -> None:
+        """Takes part from now on; returns at once.
+
+        `addresses` are the listeners, ports as bound. `on_routed` is called when the node of a root
+        has its first shard map.
+        """
+
+    def leave(self) -> None:
+        """Takes leave of the cluster and waits until requests go elsewhere, for bounded time."""
+
+    def stop(self) -> None:
+        """Ends the session and all threads. Idempotent; the node may be closed afterwards."""
+
+    def status(self) -> ClusterStatus: ...
 
 
 @dataclass(frozen=True)

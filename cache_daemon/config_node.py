@@ -4,23 +4,37 @@ The only config module that needs the native extension: how much of the memory i
 domains, after index and tables, is the engine's to say.
 """
 
+from collections import defaultdict
+
 from cache_daemon._native import (
     DomainConfig,
+    LeafConfig,
     NamespaceConfig,
     NodeConfig,
     NvmConfig,
     PersistConfig,
+    RootConfig,
     RouteRule,
     StoreConfig,
 )
-from cache_daemon.config_model import Config, NamespaceSettings, NvmSettings, PersistSettings
+from cache_daemon.config_model import (
+    Config,
+    DomainSettings,
+    MemorySettings,
+    NamespaceSettings,
+    NvmSettings,
+    PersistSettings,
+)
 from cache_daemon.config_nvm import NvmPlan, nvm_plan
 from cache_daemon.config_problem import ConfigError, Path, Problem
+from cache_daemon.config_sharded import LeafSettings, RootSettings
 from cache_daemon.config_units import Budget, format_size
 
 __all__ = ["budgets", "node_config"]
 
 _ROUNDS_MAX = 8
+_DOMAIN = "values"  # of a root's namespace that names none
+_HOT_SECONDS_MAX = 1.0
 # The engine's own limits (native/src/core/layout.hpp), here so that an error names the key.
 _DOMAIN_SEGMENTS_MIN = 4
 _AUTO_SEGMENT_BYTES_MIN = 16 << 10
@@ -31,15 +45,47 @@ def budgets(config: Config) -> dict[tuple[str, str], int]:
 
     Raises ConfigError when they do not fit into the arena.
     """
-    if config.is_root:
-        return {}  # it keeps no values of its own
+    config = _kept_by(config)
+    if not config.memory.size:
+        return {}  # a root that keeps no values of its own
     return _budgets(config, nvm_plan(config))
 
 
 def node_config(config: Config) -> NodeConfig:
     """The native configuration. Raises ConfigError for what the engine cannot do."""
+    config = _kept_by(config)
     nvm = nvm_plan(config)
+    if not config.memory.size:
+        # A root that keeps no values of its own; it knows domains by their names alone.
+        return _build(config, defaultdict(int), nvm)
     return _build(config, _budgets(config, nvm), nvm)
+
+
+def _kept_by(config: Config) -> Config:
+    """What a root keeps itself: of a leaf's sections nothing, or values of at most a second."""
+    if not config.is_root or config.sharding is None:
+        return config
+    hot = config.sharding.as_root.hot_tier
+    names = {name: list(one.domains) or [_DOMAIN] for name, one in config.namespaces.items()}
+    share = Budget(share=1 / sum(map(len, names.values())))
+    domain = DomainSettings(budget=share, ttl_jitter=0.0).model_copy(
+        update={"ttl": hot.max_age if hot else _HOT_SECONDS_MAX}
+    )
+    namespaces = {
+        name: one.model_copy(
+            update={
+                "domains": dict.fromkeys(names[name], domain),
+                "default_domain": one.default_domain or names[name][0],
+                "negative_ttl": min(one.negative_ttl, hot.max_age) if hot else 0.0,
+                "rules": (),
+                "nvm": None,
+                "speculative": None,
+            }
+        )
+        for name, one in config.namespaces.items()
+    }
+    memory = MemorySettings(size=hot.memory) if hot else config.memory
+    return config.model_copy(update={"memory": memory, "namespaces": namespaces, "nvm": None})
 
 
 def _budgets(config: Config, nvm: NvmPlan | None) -> dict[tuple[str, str], int]:
@@ -139,7 +185,29 @@ def _build(config: Config, bytes_of: dict[tuple[str, str], int], nvm: NvmPlan | 
         refresh_keys_per_second=config.refresh.keys_per_second,
         nvm=_nvm(config.nvm, nvm) if config.nvm and nvm else None,
         persist=_persist(config.persistence) if config.persistence else None,
+        root=_root(config.sharding.as_root) if config.is_root and config.sharding else None,
+        leaf=_leaf(config.sharding.as_leaf) if config.sharding and not config.is_root else None,
     )
+
+
+def _root(settings: RootSettings) -> RootConfig:
+    hedge = settings.hedge
+    return RootConfig(
+        threads=settings.threads,
+        connections_per_leaf=settings.connections_per_leaf,
+        leaf_timeout_ms=_milliseconds(settings.leaf_timeout),
+        attempts=settings.attempts,
+        retry_budget=settings.retry_budget,
+        hedge=hedge.budget > 0,
+        hedge_after_us=hedge.after.microseconds,
+        hedge_quantile=hedge.after.quantile or 0.99,
+        hedge_budget=hedge.budget,
+        store_budget=settings.store_fallback_budget,
+    )
+
+
+def _leaf(settings: LeafSettings) -> LeafConfig:
+    return LeafConfig(write_log_bytes=settings.write_log)
 
 
 def _persist(settings: PersistSettings) -> PersistConfig:

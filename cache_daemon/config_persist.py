@@ -63,7 +63,9 @@ def persist_problems(raw: Mapping[Any, Any]) -> Iterator[Problem]:
 def stop_seconds(config: Config) -> float:
     """How long an orderly stop may take at most."""
     shutdown_s = config.persistence.shutdown_limit if config.persistence else 0.0
-    return config.drain_timeout + shutdown_s + STOP_GRACE_S
+    sharding = config.sharding
+    leave_s = sharding.drop_grace if sharding is not None and not config.is_root else 0.0
+    return leave_s + config.drain_timeout + shutdown_s + STOP_GRACE_S
 
 
 def persist_warnings(

@@ -16,9 +16,12 @@ from types import TracebackType
 from cache_daemon.app import Pipeline, StartError
 from cache_daemon.client import AsyncClient, Client
 from cache_daemon.config import Config, ConfigError, load_config
+from cache_daemon.config_problem import Problem
 from cache_daemon.metrics import HistogramLike, SampleLike
 
 __all__ = ["ConfigError", "EmbeddedCache", "StartError"]
+
+_ALONE = "'sharded' takes a daemon of its own; in process only colocated and separate work"
 
 
 class EmbeddedCache:
@@ -34,6 +37,8 @@ class EmbeddedCache:
         is not to be had.
         """
         settings = config if isinstance(config, Config) else load_config(Path(config))
+        if settings.sharding is not None:
+            raise ConfigError([Problem(("topology",), _ALONE)])
         self._pipeline = pipeline = Pipeline(settings)
         try:
             pipeline.start()

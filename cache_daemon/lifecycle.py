@@ -26,6 +26,7 @@ __all__ = [
     "Lifecycle",
     "Listener",
     "NodeMade",
+    "Routed",
     "State",
     "StopSignal",
 ]
@@ -137,11 +138,16 @@ class NodeMade:
 
 
 @dataclass(frozen=True)
+class Routed:
+    """A root knows its leaves."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """What shall outlive the process is written, as far as it could be."""
 
 
-Event = StopSignal | DrainRequest | Drained | NodeMade | Finished
+Event = StopSignal | DrainRequest | Drained | NodeMade | Routed | Finished
 
 
 class Inbox:

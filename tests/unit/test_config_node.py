@@ -104,3 +104,65 @@ def test_memory_that_the_tables_alone_fill_is_told() -> None:
     config = parse_config(_config("1MiB", item="1"))
     with pytest.raises(ConfigError, match=r"memory: .*too small"):
         node_config(config)
+
+
+# ---- roots and leaves ----------------------------------------------------------------------------
+
+_SHARDED = """\
+topology: sharded
+listen: {{grpc: [127.0.0.1:7070]}}
+sharding:
+  role: {role}
+  cluster: test
+  zookeeper: {{hosts: "127.0.0.1:2181/test"}}
+  {role}: {more}
+namespaces:
+  a: {{domains: {{x: {{budget: 60%}}, y: {{budget: 40%}}}}, default_domain: y, negative_ttl: 1m}}
+"""
+
+
+def test_a_leaf_is_told_what_to_remember() -> None:
+    text = _SHARDED.format(role="leaf", more="{write_log: 1MiB}") + "memory: {size: 8MiB}\n"
+    native = node_config(parse_config(text))
+    assert native.root is None
+    assert native.leaf is not None
+    assert native.leaf.write_log_bytes == 1 << 20
+
+
+def test_every_setting_of_a_root_reaches_it() -> None:
+    more = (
+        "{leaf_timeout: 123ms, attempts: 4, retry_budget: 7%, threads: 5, connections_per_leaf: 6, "
+        "hedge: {after: 3ms, budget: 9%}, store_fallback_budget: 11%}"
+    )
+    text = _SHARDED.format(role="root", more=more).replace("negative_ttl: 1m", "store: s")
+    text += "stores: {s: {type: redis}}\n"
+    native = node_config(parse_config(text))
+    root = native.root
+    assert native.leaf is None
+    assert root is not None
+    assert (root.leaf_timeout_ms, root.attempts, root.retry_budget) == (123, 4, 0.07)
+    assert (root.threads, root.connections_per_leaf) == (5, 6)
+    assert (root.hedge, root.hedge_after_us, root.hedge_budget) == (True, 3000, 0.09)
+    assert root.store_budget == 0.11
+    assert native.memory_bytes == 0
+    Node(native).stop()
+
+
+def test_a_root_does_not_hedge_without_a_budget() -> None:
+    text = _SHARDED.format(role="root", more="{hedge: {budget: 0}}")
+    root = node_config(parse_config(text)).root
+    assert root is not None
+    assert not root.hedge
+
+
+def test_a_hot_tier_takes_its_memory_and_keeps_values_for_its_age() -> None:
+    text = _SHARDED.format(role="root", more="{hot_tier: {memory: 8MiB, max_age: 300ms}}")
+    config = parse_config(text)
+    native = node_config(config)
+    assert native.memory_bytes == 8 << 20
+    assert set(budgets(config)) == {("a", "x"), ("a", "y")}
+    (namespace,) = native.namespaces
+    assert namespace.negative_ttl_ms == 300
+    assert {domain.ttl_ms for domain in namespace.domains} == {300}
+    assert {domain.ttl_jitter for domain in namespace.domains} == {0}
+    Node(native).stop()

@@ -1,0 +1,223 @@
+"""The glue between a node and its cluster, against a real ZooKeeper; the node itself is a stand-in.
+
+With real nodes it is in tests/e2e/test_sharded.py.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cache_daemon import _native
+from cache_daemon.cluster import LeafMembership, RootMembership, make_membership
+from cache_daemon.config_sharded import (
+    AuthSettings,
+    SecretError,
+    ShardingSettings,
+)
+from tests.servers import wait_until
+from tests.zookeeper import ZooKeeperServer, new_chroot
+
+_SHARDS = 16
+
+
+class StandIn:
+    """Notes down what a node is told."""
+
+    def __init__(self) -> None:
+        self.maps: list[_native.ShardMap] = []
+        self.owned: list[tuple[int, int, list[int], list[int]]] = []
+        self.dropped: list[int] = []
+        self.newest = 0
+
+    def set_shard_map(self, shard_map: _native.ShardMap) -> None:
+        self.maps.append(shard_map)
+
+    def newest_map_version(self) -> int:
+        return self.newest
+
+    def set_owned(self, version: int, shard_count: int, shards: Any, written_since: Any) -> None:
+        assert len(shards) == len(written_since)
+        self.owned.append((version, shard_count, shards.tolist(), written_since.tolist()))
+
+    def drop_shards(self, shard_count: int, shards: Any) -> None:
+        assert shard_count == _SHARDS
+        self.dropped += shards.tolist()
+
+
+def _settings(hosts: str, role: str, name: str = "root", **more: Any) -> ShardingSettings:
+    return ShardingSettings.model_validate(
+        {
+            "role": role,
+            "zookeeper": {"hosts": hosts, "session_timeout": "1s"},
+            "cluster": "test",
+            "shard_count": _SHARDS,
+            "replicas": 1,
+            "drop_grace": "500ms",
+            "rebalance_delay": "1s",
+            **({"leaf": {"name": name, "zone": name}} if role == "leaf" else {}),
+            **more,
+        }
+    )
+
+
+class Members:
+    """Memberships of one cluster, each with a stand-in for its node."""
+
+    def __init__(self, hosts: str, stack: ExitStack) -> None:
+        self.hosts = hosts
+        self._stack = stack
+
+    def leaf(self, name: str, **more: Any) -> tuple[LeafMembership, StandIn]:
+        member, node = LeafMembership(_settings(self.hosts, "leaf", name, **more), "1.0"), StandIn()
+        self._stack.callback(member.stop)
+        member.start(self._as_node(node), [f"127.0.0.1:{1000 + len(name)}"])
+        return member, node
+
+    def root(
+        self, on_routed: Callable[[], None] | None = None, **more: Any
+    ) -> tuple[RootMembership, StandIn]:
+        member, node = RootMembership(_settings(self.hosts, "root", **more)), StandIn()
+        self._stack.callback(member.stop)
+        member.start(self._as_node(node), [], on_routed)
+        return member, node
+
+    @staticmethod
+    def _as_node(node: StandIn) -> Any:
+        return node
+
+
+@pytest.fixture
+def members(zookeeper_hosts: str) -> Iterator[Members]:
+    with ExitStack() as stack:
+        yield Members(zookeeper_hosts, stack)
+
+
+def _online(member: LeafMembership) -> int:
+    return member.status().shards_online
+
+
+def test_a_leaf_is_told_what_to_answer_for(members: Members) -> None:
+    member, node = members.leaf("leaf-1")
+    assert member.status().registration != ""
+    wait_until(lambda: _online(member) == _SHARDS, 20, "all shards online")
+    wait_until(lambda: bool(node.owned) and node.owned[-1][0] == member.status().map_version)
+    version, shard_count, shards, since = node.owned[-1]
+    assert (shard_count, shards) == (_SHARDS, list(range(_SHARDS)))
+    assert all(0 < one <= version for one in since), "a map names the leaf for every shard"
+    # What it held of an unknown past is forgotten before it is asked for values.
+    assert sorted(node.dropped) == list(range(_SHARDS))
+    status = member.status()
+    assert (status.role, status.node, status.session) == ("leaf", "leaf-1", "connected")
+    assert status.registration == ""
+    assert status.leader
+    assert (status.shard_count, status.leaves) == (_SHARDS, 1)
+    names = {sample.name for sample in member.samples()}
+    assert "feature_cache_cluster_map_version" in names
+
+
+def test_a_new_replica_makes_a_leaf_refuse_older_maps(members: Members) -> None:
+    first, node = members.leaf("leaf-1", replicas=2)
+    wait_until(lambda: _online(first) == _SHARDS, 20, "all shards online")
+    before = first.status().map_version
+    second, _ = members.leaf("leaf-22", replicas=2)
+    wait_until(lambda: _online(second) == _SHARDS, 20, "the second has them, too")
+    wait_until(lambda: min(node.owned[-1][3]) > before, 10, "maps without it are too old")
+
+
+def test_a_root_routes_by_the_newest_map(members: Members) -> None:
+    routed = threading.Event()
+    root, node = members.root(routed.set)
+    time.sleep(0.5)
+    assert not routed.is_set(), "there is no map yet"
+    assert root.status().map_version == 0
+    leaf, _ = members.leaf("leaf-1")
+    assert routed.wait(20)
+    wait_until(lambda: root.status().shards_online == _SHARDS, 20, "all shards have a leaf")
+    assert node.maps[-1].version == root.status().map_version
+    assert node.maps[-1].shard_count == _SHARDS
+    assert [shard_map.version for shard_map in node.maps] == sorted(
+        shard_map.version for shard_map in node.maps
+    )
+    assert root.status().node == ""
+    assert not root.status().leader
+    node.newest = root.status().map_version + 1_000  # a leaf says so, and nobody has published it
+    time.sleep(0.5)
+    assert root.status().problems == ()
+    assert leaf.status().leader
+
+
+def test_a_leaf_that_leaves_is_out_of_the_map_when_it_returns(members: Members) -> None:
+    root, _ = members.root()
+    patient = {"drop_grace": "5s", "freeze_below": 0, "rebalance_delay": "10s"}
+    first, _ = members.leaf("leaf-1", **patient)
+    second, _ = members.leaf("leaf-22", **patient)
+    wait_until(lambda: _online(first) + _online(second) == _SHARDS, 20, "all shards online")
+    wait_until(lambda: root.status().leaves == 2, 10)
+    leaver = second if first.status().leader else first
+    began = time.monotonic()
+    leaver.leave()
+    assert time.monotonic() - began < 4, "it does not wait for all of drop_grace"
+    wait_until(lambda: root.status().leaves == 1, 1, "roots ask it no more")
+    assert root.status().shards_online == _SHARDS, "another one stands in for it"
+    leaver.stop()
+    leaver.stop()
+
+
+def test_without_zookeeper_a_leaf_waits_for_nobody(
+    start_zookeeper: Callable[..., ZooKeeperServer],
+) -> None:
+    server = start_zookeeper()
+    with ExitStack() as stack:
+        members = Members(new_chroot(server.address), stack)
+        root, _ = members.root()
+        leaf, node = members.leaf("leaf-1")
+        wait_until(lambda: _online(leaf) == _SHARDS, 20, "all shards online")
+        wait_until(lambda: root.status().shards_online == _SHARDS, 20, "the root knows")
+        server.kill()
+        wait_until(lambda: leaf.status().session == "lost", 10, "the loss is noticed")
+        assert _online(leaf) == _SHARDS
+        assert node.owned[-1][2] == list(range(_SHARDS))
+        assert root.status().shards_online == _SHARDS
+        assert root.status().problems
+        began = time.monotonic()
+        leaf.leave()
+        leaf.stop()
+        root.stop()
+        assert time.monotonic() - began < 8
+
+
+def test_a_stranger_takes_no_part_and_says_why(members: Members) -> None:
+    leaf, _ = members.leaf("leaf-1")
+    wait_until(lambda: _online(leaf) == _SHARDS, 20, "all shards online")
+    root, root_node = members.root(cluster="other")
+    stranger, node = members.leaf("leaf-22", cluster="other")
+    wait_until(lambda: "'test'" in stranger.status().registration, 10, "the leaf says whose it is")
+    wait_until(lambda: "'test'" in " ".join(root.status().problems), 10, "so does the root")
+    assert root_node.maps == []
+    assert not any(shards for _, _, shards, _ in node.owned)
+    assert not stranger.status().leader
+
+
+def test_a_password_that_is_not_to_be_had_is_told_at_once(
+    zookeeper_hosts: str, tmp_path: Path
+) -> None:
+    auth = AuthSettings(user="u", password_file=str(tmp_path / "missing"))
+    settings = _settings(zookeeper_hosts, "root")
+    zookeeper = settings.zookeeper.model_copy(update={"auth": auth})
+    with pytest.raises(SecretError, match="No such file"):
+        make_membership(settings.model_copy(update={"zookeeper": zookeeper}), "1.0")
+
+
+def test_roles_are_made_by_the_config(zookeeper_hosts: str) -> None:
+    assert isinstance(make_membership(_settings(zookeeper_hosts, "root"), "1"), RootMembership)
+    leaf = make_membership(_settings(zookeeper_hosts, "leaf", "l"), "1")
+    assert isinstance(leaf, LeafMembership)
+    assert leaf.status().registration == "the daemon does not serve yet"
+    leaf.stop()  # it was not started
+    assert np.isfinite([sample.value for sample in leaf.samples()]).all()
