@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 # ZooKeeper takes requests below 1 MiB. Smaller ones let heartbeats through in between.
 _COMMIT_BYTES_MAX = 384 << 10
 _COMMIT_OPERATIONS_MAX = 256
+_CHECKED_AT_ONCE = 200  # targets
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Decisions:
         self._said: list[str] = []
         self.first_version = 1
         self.bytes_written = 0  # ever
+        self._checked = 0  # targets, in this turn through all of them
         self.corrupt_reads = 0  # ever
         self._ensured: set[str] = set()
 
@@ -155,13 +157,19 @@ class Decisions:
         return said
 
     def untouched(self) -> bool:
-        """Whether ZooKeeper still has what was written: nobody else should have been there."""
+        """Whether ZooKeeper still has what was written: nobody else should have been there.
+
+        Looks at the heads, and at some targets in turn.
+        """
         heads = [
             (layout.head_path(root), kept.head)
             for root, kept in ((layout.IDEAL, self._ideal), (layout.VIEW, self._view))
             if kept.head is not None
         ]
         names = sorted(self._targets)
+        begin = self._checked % max(len(names), 1)
+        names = names[begin : begin + _CHECKED_AT_ONCE]
+        self._checked = begin + len(names)
         paths = [path for path, _ in heads] + [layout.target_path(name) for name in names]
         znodes = self._connection.get_many(paths)
         try:

@@ -51,6 +51,12 @@ class Observer:
         with self._lock:
             self._dirty |= {layout.CONFIG, *_ROOTS, *paths}
 
+    def look_again(self) -> None:
+        """What there is is listed anew, and what is new in the lists is read: for all that no watch
+        has told, should there be any."""
+        with self._lock:
+            self._dirty |= {layout.CONFIG, *_ROOTS}
+
     def config(self) -> ClusterConfig | None:
         """The cluster's config, None before there is one.
 

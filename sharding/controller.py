@@ -262,7 +262,7 @@ class Controller:
         now = self._clock()
         if now - reign.checked_at > _POLL_S:
             reign.checked_at = now
-            self._observer.reset()
+            self._observer.look_again()
             if not reign.decisions.untouched():
                 reign.decided = reign.decisions.load(config.shard_count)
         seen, problems = self._observer.see(config)

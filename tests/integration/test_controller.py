@@ -228,6 +228,45 @@ def test_all_that_the_leader_wrote_is_lost_and_nothing_moves(zookeeper_hosts: st
         assert cluster.longest_ownerless_s() == 0
 
 
+def test_a_leader_whose_clock_is_behind_does_not_go_back(
+    zookeeper_hosts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster_on(zookeeper_hosts) as cluster:
+        version = cluster.view().version
+        cluster.controllers.pop().stop()
+        monkeypatch.setattr("sharding._decisions.time.time_ns", lambda: 1)
+        cluster.add_controller()
+        cluster.add_leaf("n3", "z3")
+        cluster.wait_loaded("n3")
+        assert version < cluster.view().version < version + 1000
+        assert cluster.versions == sorted(set(cluster.versions))
+        assert all(not leaf.participant.status().problems for leaf in cluster.leaves.values())
+
+
+def test_what_a_leader_wrote_is_restored_when_it_looks_again(
+    zookeeper_hosts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sharding.controller._POLL_S", 0.3)
+    with cluster_on(zookeeper_hosts) as cluster:
+        before = cluster.rows()
+        paths = [layout.target_path("n1"), layout.head_path(layout.VIEW)]
+        for path in paths:
+            cluster.connection.put(path, b"garbage")
+        garbage = cluster.connection.get(paths[0])
+        wait_until(
+            lambda: all(
+                znode is not None and garbage is not None and znode.data != garbage.data
+                for znode in cluster.connection.get_many(paths)
+            ),
+            10,
+            "both to be written again",
+        )
+        cluster.wait_settled()
+        assert cluster.rows() == before
+        assert cluster.longest_ownerless_s() == 0
+        assert cluster.leader().status().corrupt_reads > 0
+
+
 def test_a_registration_for_another_cluster_gets_nothing(zookeeper_hosts: str) -> None:
     with cluster_on(zookeeper_hosts) as cluster:
         path = layout.live_path("n0")
