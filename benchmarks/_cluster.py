@@ -197,6 +197,8 @@ class ShardedCluster:
             running = [leaf.status().cluster for leaf in self.leaves if leaf.running]
             online = sum(cluster.shards_online for cluster in running)
             warming = sum(cluster.shards_warming for cluster in running)
+            running.append(self.root.status().cluster)
+            warming += running[-1].shards_warming  # by the map
             if online == wanted and not warming and len({c.map_version for c in running}) == 1:
                 return time.monotonic() - began
             time.sleep(_POLL_S)

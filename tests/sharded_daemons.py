@@ -184,7 +184,10 @@ class Cluster:
             warming = sum(state.shards_warming for state in states.values())
             versions = {state.map_version for state in states.values()}
             if self.root.running:
-                versions.add(self.root.cluster().map_version)
+                seen = self.root.cluster()
+                versions.add(seen.map_version)
+                if seen.shards_warming or seen.shards_online != self._sharding["shard_count"]:
+                    return False
             return (
                 sum(held.values()) == wanted
                 and not warming
