@@ -236,6 +236,7 @@ class NodeConfig:
         persist: PersistConfig | None = None,  # None: nothing outlives the process
         root: RootConfig | None = None,  # given: a root; without memory it keeps nothing
         leaf: LeafConfig | None = None,  # given: a leaf
+        shard_count: int = 0,  # of a leaf: the cluster's shards, which may leave it and come back
     ) -> None: ...
     memory_bytes: int
     namespaces: list[NamespaceConfig]
@@ -252,6 +253,7 @@ class NodeConfig:
     persist: PersistConfig | None
     root: RootConfig | None
     leaf: LeafConfig | None
+    shard_count: int
     def arena_bytes(self) -> int:
         """Bytes that the domains' budgets may share, after index and tables are taken off.
 
@@ -427,6 +429,8 @@ class Node:
         `version`: of the newest map it knows. `written_since`, one a shard: the map version from
         which on its writes reach all of its replicas; writes by older maps are refused.
         """
+    def drop_shards(self, shard_count: int, shards: npt.NDArray[np.uint32]) -> None:
+        """Of a leaf: hides all that it holds of these shards, for good. ValueError for others."""
     def recent_writes(
         self, shard_count: int, shards: npt.NDArray[np.uint32], age_s: float
     ) -> tuple[bool, int, list[tuple[str, list[bytes]]]]:

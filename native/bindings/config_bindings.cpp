@@ -332,8 +332,9 @@ void bind_node_config(py::module_& module) {
                        const std::optional<fc::NvmConfig>& nvm,
                        const std::optional<fc::PersistConfig>& persist,
                        const std::optional<fc::RootConfig>& root,
-                       const std::optional<fc::LeafConfig>& leaf) {
+                       const std::optional<fc::LeafConfig>& leaf, std::uint32_t shard_count) {
              fc::NodeConfig config;
+             config.engine.shard_count = shard_count;
              config.engine.memory_bytes = memory_bytes;
              config.engine.namespaces = std::move(namespaces);
              config.engine.segment_bytes = segment_bytes;
@@ -356,7 +357,8 @@ void bind_node_config(py::module_& module) {
            "expected_item_bytes"_a = 256, "huge_pages"_a = true, "max_value_bytes"_a = 8 << 20,
            "max_batch_keys"_a = 16384, "max_reply_bytes"_a = 64 << 20,
            "max_pending_batches"_a = 4096, "refresh_keys_per_second"_a = 1000, "nvm"_a = py::none(),
-           "persist"_a = py::none(), "root"_a = py::none(), "leaf"_a = py::none())
+           "persist"_a = py::none(), "root"_a = py::none(), "leaf"_a = py::none(),
+           "shard_count"_a = 0)
       .def_readwrite("stores", &fc::NodeConfig::stores)
       .def_readwrite("max_batch_keys", &fc::NodeConfig::max_batch_keys)
       .def_readwrite("max_reply_bytes", &fc::NodeConfig::max_reply_bytes)
@@ -384,6 +386,7 @@ void bind_node_config(py::module_& module) {
       });
   inner_field(bound, "memory_bytes", &fc::NodeConfig::engine, &fc::EngineConfig::memory_bytes);
   inner_field(bound, "namespaces", &fc::NodeConfig::engine, &fc::EngineConfig::namespaces);
+  inner_field(bound, "shard_count", &fc::NodeConfig::engine, &fc::EngineConfig::shard_count);
   inner_field(bound, "segment_bytes", &fc::NodeConfig::engine, &fc::EngineConfig::segment_bytes);
   inner_field(bound, "expected_item_bytes", &fc::NodeConfig::engine,
               &fc::EngineConfig::expected_item_bytes);

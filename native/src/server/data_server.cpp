@@ -37,7 +37,8 @@ using RawService = v1::FeatureCache::WithRawCallbackMethod_BatchGet<
     v1::FeatureCache::WithRawCallbackMethod_BatchPut<
         v1::FeatureCache::WithRawCallbackMethod_BatchDelete<
             v1::FeatureCache::WithRawCallbackMethod_BatchGetStream<
-                v1::FeatureCache::WithCallbackMethod_Get<v1::FeatureCache::Service>>>>>;
+                v1::FeatureCache::WithCallbackMethod_RecentWrites<
+                    v1::FeatureCache::WithCallbackMethod_Get<v1::FeatureCache::Service>>>>>>;
 
 class Service final : public RawService {
  public:
@@ -62,6 +63,24 @@ class Service final : public RawService {
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* BatchGetStream(
       grpc::CallbackServerContext* context) override {
     return start_get_stream(node_, gate_, context);
+  }
+
+  grpc::ServerUnaryReactor* RecentWrites(grpc::CallbackServerContext* /*context*/,
+                                         const v1::RecentWritesRequest* request,
+                                         v1::RecentWritesResponse* response) override {
+    auto* reactor = new UnaryCall(gate_);
+    if (!reactor->accepted()) return reactor;
+    try {
+      fill(node_.recent_writes(
+               request->shard_count(),
+               {request->shards().data(), static_cast<std::size_t>(request->shards_size())},
+               request->age_ms()),
+           response);
+      reactor->Finish(grpc::Status::OK);
+    } catch (const std::invalid_argument& error) {
+      reactor->Finish({grpc::StatusCode::FAILED_PRECONDITION, error.what()});
+    }
+    return reactor;
   }
 
   // For people: one key through the same path, by the generated messages.
@@ -113,6 +132,19 @@ class Service final : public RawService {
                       reactor->Finish(to_status(status));
                     });
     return reactor;
+  }
+
+  static void fill(const fc::RecentWrites& writes, v1::RecentWritesResponse* response) {
+    response->set_complete(writes.complete);
+    response->set_map_version(writes.map_version);
+    for (const fc::RecentWrites::Column& column : writes.columns) {
+      v1::KeyColumn* to = response->add_columns();
+      to->set_namespace_(column.ns);
+      for (const std::string& key : column.keys) {
+        to->mutable_keys()->append(key);
+        to->add_key_lengths(static_cast<std::uint32_t>(key.size()));
+      }
+    }
   }
 
   static void fill(const std::vector<Buffer>& pieces, v1::GetResponse* response) {

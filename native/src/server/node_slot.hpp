@@ -37,6 +37,12 @@ class NodeSlot {
     if (node == nullptr) return done(recovering(), {});
     node->batch_delete(std::move(request), timeout_ms, std::move(done));
   }
+  // Empty while there is no node.
+  RecentWrites recent_writes(std::uint32_t shard_count, std::span<const std::uint32_t> shards,
+                             std::uint64_t age_ms) const {
+    const Node* const node = get();
+    return node != nullptr ? node->recent_writes(shard_count, shards, age_ms) : RecentWrites{};
+  }
 
  private:
   Node* get() const noexcept { return node_.load(std::memory_order_acquire); }

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n$feature_cache/v1/feature_cache.proto\x12\x10\x66\x65\x61ture_cache.v1\"d\n\tKeyColumn\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x0c\n\x04keys\x18\x03 \x01(\x0c\x12\x13\n\x0bkey_lengths\x18\x04 \x03(\x07\x12\x0e\n\x06\x64omain\x18\x05 \x01(\tJ\x04\x08\x08\x10\x10\"m\n\x0f\x42\x61tchGetRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12,\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x1b.feature_cache.v1.KeyColumn\x12\x12\n\ncache_only\x18\x03 \x01(\x08J\x04\x08\x08\x10\x10\"L\n\x0bValueColumn\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x15\n\rvalue_lengths\x18\x02 \x03(\x07\x12\x10\n\x08statuses\x18\x03 \x01(\x0cJ\x04\x08\x08\x10\x10\"q\n\x10\x42\x61tchGetResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12.\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x1d.feature_cache.v1.ValueColumn\x12\x13\n\x0bmap_version\x18\x03 \x01(\x04J\x04\x08\x08\x10\x10\"s\n\tPutColumn\x12)\n\x04keys\x18\x01 \x01(\x0b\x32\x1b.feature_cache.v1.KeyColumn\x12\x0e\n\x06values\x18\x02 \x01(\x0c\x12\x15\n\rvalue_lengths\x18\x03 \x03(\x07\x12\x0e\n\x06ttl_ms\x18\x04 \x03(\rJ\x04\x08\x08\x10\x10\"Z\n\x0f\x42\x61tchPutRequest\x12,\n\x07\x63olumns\x18\x01 \x03(\x0b\x32\x1b.feature_cache.v1.PutColumn\x12\x13\n\x0bmap_version\x18\x02 \x01(\x04J\x04\x08\x08\x10\x10\"]\n\x12\x42\x61tchDeleteRequest\x12,\n\x07\x63olumns\x18\x01 \x03(\x0b\x32\x1b.feature_cache.v1.KeyColumn\x12\x13\n\x0bmap_version\x18\x02 \x01(\x04J\x04\x08\x08\x10\x10\"\x1f\n\x0bWriteColumn\x12\x10\n\x08statuses\x18\x01 \x01(\x0c\"Y\n\x12\x42\x61tchWriteResponse\x12.\n\x07\x63olumns\x18\x01 \x03(\x0b\x32\x1d.feature_cache.v1.WriteColumn\x12\x13\n\x0bmap_version\x18\x02 \x01(\x04\"u\n\nGetRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\tkey_bytes\x18\x02 \x01(\x0cH\x00\x12\x12\n\x08key_text\x18\x03 \x01(\tH\x00\x12\x10\n\x06key_id\x18\x04 \x01(\x06H\x00\x12\x12\n\ncache_only\x18\x05 \x01(\x08\x42\x05\n\x03key\"J\n\x0bGetResponse\x12,\n\x06status\x18\x01 \x01(\x0e\x32\x1c.feature_cache.v1.CellStatus\x12\r\n\x05value\x18\x02 \x01(\x0c*\xb5\x01\n\nCellStatus\x12\x1b\n\x17\x43\x45LL_STATUS_UNSPECIFIED\x10\x00\x12\x0c\n\x08HIT_DRAM\x10\x01\x12\x0b\n\x07HIT_NVM\x10\x02\x12\x0b\n\x07\x46\x45TCHED\x10\x03\x12\x0f\n\x0bSPECULATIVE\x10\x04\x12\r\n\tNOT_FOUND\x10\x05\x12\x08\n\x04MISS\x10\x06\x12\r\n\tTIMED_OUT\x10\x07\x12\r\n\tTHROTTLED\x10\x08\x12\x0f\n\x0bWRONG_SHARD\x10\t\x12\t\n\x05\x45RROR\x10\n*c\n\x0bWriteStatus\x12\x1c\n\x18WRITE_STATUS_UNSPECIFIED\x10\x00\x12\n\n\x06STORED\x10\x01\x12\x0b\n\x07PARTIAL\x10\x02\x12\x0c\n\x08REJECTED\x10\x03\x12\x0f\n\x0bWRITE_ERROR\x10\x04\x32\xb2\x03\n\x0c\x46\x65\x61tureCache\x12Q\n\x08\x42\x61tchGet\x12!.feature_cache.v1.BatchGetRequest\x1a\".feature_cache.v1.BatchGetResponse\x12[\n\x0e\x42\x61tchGetStream\x12!.feature_cache.v1.BatchGetRequest\x1a\".feature_cache.v1.BatchGetResponse(\x01\x30\x01\x12S\n\x08\x42\x61tchPut\x12!.feature_cache.v1.BatchPutRequest\x1a$.feature_cache.v1.BatchWriteResponse\x12Y\n\x0b\x42\x61tchDelete\x12$.feature_cache.v1.BatchDeleteRequest\x1a$.feature_cache.v1.BatchWriteResponse\x12\x42\n\x03Get\x12\x1c.feature_cache.v1.GetRequest\x1a\x1d.feature_cache.v1.GetResponseb\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n$feature_cache/v1/feature_cache.proto\x12\x10\x66\x65\x61ture_cache.v1\"d\n\tKeyColumn\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x0c\n\x04keys\x18\x03 \x01(\x0c\x12\x13\n\x0bkey_lengths\x18\x04 \x03(\x07\x12\x0e\n\x06\x64omain\x18\x05 \x01(\tJ\x04\x08\x08\x10\x10\"m\n\x0f\x42\x61tchGetRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12,\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x1b.feature_cache.v1.KeyColumn\x12\x12\n\ncache_only\x18\x03 \x01(\x08J\x04\x08\x08\x10\x10\"L\n\x0bValueColumn\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x15\n\rvalue_lengths\x18\x02 \x03(\x07\x12\x10\n\x08statuses\x18\x03 \x01(\x0cJ\x04\x08\x08\x10\x10\"q\n\x10\x42\x61tchGetResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12.\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x1d.feature_cache.v1.ValueColumn\x12\x13\n\x0bmap_version\x18\x03 \x01(\x04J\x04\x08\x08\x10\x10\"s\n\tPutColumn\x12)\n\x04keys\x18\x01 \x01(\x0b\x32\x1b.feature_cache.v1.KeyColumn\x12\x0e\n\x06values\x18\x02 \x01(\x0c\x12\x15\n\rvalue_lengths\x18\x03 \x03(\x07\x12\x0e\n\x06ttl_ms\x18\x04 \x03(\rJ\x04\x08\x08\x10\x10\"Z\n\x0f\x42\x61tchPutRequest\x12,\n\x07\x63olumns\x18\x01 \x03(\x0b\x32\x1b.feature_cache.v1.PutColumn\x12\x13\n\x0bmap_version\x18\x02 \x01(\x04J\x04\x08\x08\x10\x10\"]\n\x12\x42\x61tchDeleteRequest\x12,\n\x07\x63olumns\x18\x01 \x03(\x0b\x32\x1b.feature_cache.v1.KeyColumn\x12\x13\n\x0bmap_version\x18\x02 \x01(\x04J\x04\x08\x08\x10\x10\"\x1f\n\x0bWriteColumn\x12\x10\n\x08statuses\x18\x01 \x01(\x0c\"Y\n\x12\x42\x61tchWriteResponse\x12.\n\x07\x63olumns\x18\x01 \x03(\x0b\x32\x1d.feature_cache.v1.WriteColumn\x12\x13\n\x0bmap_version\x18\x02 \x01(\x04\"J\n\x13RecentWritesRequest\x12\x13\n\x0bshard_count\x18\x01 \x01(\r\x12\x0e\n\x06shards\x18\x02 \x03(\r\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x04\"k\n\x14RecentWritesResponse\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\x12\x13\n\x0bmap_version\x18\x02 \x01(\x04\x12,\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\x1b.feature_cache.v1.KeyColumn\"u\n\nGetRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\tkey_bytes\x18\x02 \x01(\x0cH\x00\x12\x12\n\x08key_text\x18\x03 \x01(\tH\x00\x12\x10\n\x06key_id\x18\x04 \x01(\x06H\x00\x12\x12\n\ncache_only\x18\x05 \x01(\x08\x42\x05\n\x03key\"J\n\x0bGetResponse\x12,\n\x06status\x18\x01 \x01(\x0e\x32\x1c.feature_cache.v1.CellStatus\x12\r\n\x05value\x18\x02 \x01(\x0c*\xb5\x01\n\nCellStatus\x12\x1b\n\x17\x43\x45LL_STATUS_UNSPECIFIED\x10\x00\x12\x0c\n\x08HIT_DRAM\x10\x01\x12\x0b\n\x07HIT_NVM\x10\x02\x12\x0b\n\x07\x46\x45TCHED\x10\x03\x12\x0f\n\x0bSPECULATIVE\x10\x04\x12\r\n\tNOT_FOUND\x10\x05\x12\x08\n\x04MISS\x10\x06\x12\r\n\tTIMED_OUT\x10\x07\x12\r\n\tTHROTTLED\x10\x08\x12\x0f\n\x0bWRONG_SHARD\x10\t\x12\t\n\x05\x45RROR\x10\n*c\n\x0bWriteStatus\x12\x1c\n\x18WRITE_STATUS_UNSPECIFIED\x10\x00\x12\n\n\x06STORED\x10\x01\x12\x0b\n\x07PARTIAL\x10\x02\x12\x0c\n\x08REJECTED\x10\x03\x12\x0f\n\x0bWRITE_ERROR\x10\x04\x32\x91\x04\n\x0c\x46\x65\x61tureCache\x12Q\n\x08\x42\x61tchGet\x12!.feature_cache.v1.BatchGetRequest\x1a\".feature_cache.v1.BatchGetResponse\x12[\n\x0e\x42\x61tchGetStream\x12!.feature_cache.v1.BatchGetRequest\x1a\".feature_cache.v1.BatchGetResponse(\x01\x30\x01\x12S\n\x08\x42\x61tchPut\x12!.feature_cache.v1.BatchPutRequest\x1a$.feature_cache.v1.BatchWriteResponse\x12Y\n\x0b\x42\x61tchDelete\x12$.feature_cache.v1.BatchDeleteRequest\x1a$.feature_cache.v1.BatchWriteResponse\x12]\n\x0cRecentWrites\x12%.feature_cache.v1.RecentWritesRequest\x1a&.feature_cache.v1.RecentWritesResponse\x12\x42\n\x03Get\x12\x1c.feature_cache.v1.GetRequest\x1a\x1d.feature_cache.v1.GetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'feature_cache.v1.feature_cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CELLSTATUS']._serialized_start=1088
-  _globals['_CELLSTATUS']._serialized_end=1269
-  _globals['_WRITESTATUS']._serialized_start=1271
-  _globals['_WRITESTATUS']._serialized_end=1370
+  _globals['_CELLSTATUS']._serialized_start=1273
+  _globals['_CELLSTATUS']._serialized_end=1454
+  _globals['_WRITESTATUS']._serialized_start=1456
+  _globals['_WRITESTATUS']._serialized_end=1555
   _globals['_KEYCOLUMN']._serialized_start=58
   _globals['_KEYCOLUMN']._serialized_end=158
   _globals['_BATCHGETREQUEST']._serialized_start=160
@@ -53,10 +53,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WRITECOLUMN']._serialized_end=799
   _globals['_BATCHWRITERESPONSE']._serialized_start=801
   _globals['_BATCHWRITERESPONSE']._serialized_end=890
-  _globals['_GETREQUEST']._serialized_start=892
-  _globals['_GETREQUEST']._serialized_end=1009
-  _globals['_GETRESPONSE']._serialized_start=1011
-  _globals['_GETRESPONSE']._serialized_end=1085
-  _globals['_FEATURECACHE']._serialized_start=1373
-  _globals['_FEATURECACHE']._serialized_end=1807
+  _globals['_RECENTWRITESREQUEST']._serialized_start=892
+  _globals['_RECENTWRITESREQUEST']._serialized_end=966
+  _globals['_RECENTWRITESRESPONSE']._serialized_start=968
+  _globals['_RECENTWRITESRESPONSE']._serialized_end=1075
+  _globals['_GETREQUEST']._serialized_start=1077
+  _globals['_GETREQUEST']._serialized_end=1194
+  _globals['_GETRESPONSE']._serialized_start=1196
+  _globals['_GETRESPONSE']._serialized_end=1270
+  _globals['_FEATURECACHE']._serialized_start=1558
+  _globals['_FEATURECACHE']._serialized_end=2087
 # @@protoc_insertion_point(module_scope)

@@ -366,6 +366,66 @@ class BatchWriteResponse(_message.Message):
 Global___BatchWriteResponse: _TypeAlias = BatchWriteResponse  # noqa: Y015
 
 @_typing.final
+class RecentWritesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_COUNT_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    shard_count: _builtins.int
+    """of the cluster"""
+    age_ms: _builtins.int
+    """only writes so recent"""
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """only keys of these"""
+
+    def __init__(
+        self,
+        *,
+        shard_count: _builtins.int = ...,
+        shards: _abc.Iterable[_builtins.int] | None = ...,
+        age_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "shard_count", b"shard_count", "shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecentWritesRequest: _TypeAlias = RecentWritesRequest  # noqa: Y015
+
+@_typing.final
+class RecentWritesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    complete: _builtins.bool
+    """false: the log does not reach back that far, or a shard is not this leaf's"""
+    map_version: _builtins.int
+    """the newest shard map that this leaf knows"""
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyColumn]:
+        """bytes keys; a key may come twice"""
+
+    def __init__(
+        self,
+        *,
+        complete: _builtins.bool = ...,
+        map_version: _builtins.int = ...,
+        columns: _abc.Iterable[Global___KeyColumn] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "complete", b"complete", "map_version", b"map_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecentWritesResponse: _TypeAlias = RecentWritesResponse  # noqa: Y015
+
+@_typing.final
 class GetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

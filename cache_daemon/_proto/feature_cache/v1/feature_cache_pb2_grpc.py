@@ -54,6 +54,11 @@ class FeatureCacheStub:
                 request_serializer=feature__cache_dot_v1_dot_feature__cache__pb2.BatchDeleteRequest.SerializeToString,
                 response_deserializer=feature__cache_dot_v1_dot_feature__cache__pb2.BatchWriteResponse.FromString,
                 _registered_method=True)
+        self.RecentWrites = channel.unary_unary(
+                '/feature_cache.v1.FeatureCache/RecentWrites',
+                request_serializer=feature__cache_dot_v1_dot_feature__cache__pb2.RecentWritesRequest.SerializeToString,
+                response_deserializer=feature__cache_dot_v1_dot_feature__cache__pb2.RecentWritesResponse.FromString,
+                _registered_method=True)
         self.Get = channel.unary_unary(
                 '/feature_cache.v1.FeatureCache/Get',
                 request_serializer=feature__cache_dot_v1_dot_feature__cache__pb2.GetRequest.SerializeToString,
@@ -93,6 +98,14 @@ class FeatureCacheServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecentWrites(self, request, context):
+        """Of a leaf: which keys were put or deleted of late. A replica that was away asks its peers and
+        drops those.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Get(self, request, context):
         """One key, row-wise, for people with a command line. Rankers use BatchGet.
         """
@@ -122,6 +135,11 @@ def add_FeatureCacheServicer_to_server(servicer, server):
                     servicer.BatchDelete,
                     request_deserializer=feature__cache_dot_v1_dot_feature__cache__pb2.BatchDeleteRequest.FromString,
                     response_serializer=feature__cache_dot_v1_dot_feature__cache__pb2.BatchWriteResponse.SerializeToString,
+            ),
+            'RecentWrites': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecentWrites,
+                    request_deserializer=feature__cache_dot_v1_dot_feature__cache__pb2.RecentWritesRequest.FromString,
+                    response_serializer=feature__cache_dot_v1_dot_feature__cache__pb2.RecentWritesResponse.SerializeToString,
             ),
             'Get': grpc.unary_unary_rpc_method_handler(
                     servicer.Get,
@@ -237,6 +255,33 @@ class FeatureCache:
             '/feature_cache.v1.FeatureCache/BatchDelete',
             feature__cache_dot_v1_dot_feature__cache__pb2.BatchDeleteRequest.SerializeToString,
             feature__cache_dot_v1_dot_feature__cache__pb2.BatchWriteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecentWrites(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feature_cache.v1.FeatureCache/RecentWrites',
+            feature__cache_dot_v1_dot_feature__cache__pb2.RecentWritesRequest.SerializeToString,
+            feature__cache_dot_v1_dot_feature__cache__pb2.RecentWritesResponse.FromString,
             options,
             channel_credentials,
             insecure,

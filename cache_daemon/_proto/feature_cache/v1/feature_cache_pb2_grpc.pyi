@@ -46,6 +46,10 @@ class FeatureCacheStub:
     """Writes values into the cache (not into the feature store)."""
     BatchDelete: _grpc.UnaryUnaryMultiCallable[_feature_cache_pb2.BatchDeleteRequest, _feature_cache_pb2.BatchWriteResponse]
     """Removes keys from the cache (not from the feature store)."""
+    RecentWrites: _grpc.UnaryUnaryMultiCallable[_feature_cache_pb2.RecentWritesRequest, _feature_cache_pb2.RecentWritesResponse]
+    """Of a leaf: which keys were put or deleted of late. A replica that was away asks its peers and
+    drops those.
+    """
     Get: _grpc.UnaryUnaryMultiCallable[_feature_cache_pb2.GetRequest, _feature_cache_pb2.GetResponse]
     """One key, row-wise, for people with a command line. Rankers use BatchGet."""
 
@@ -62,6 +66,10 @@ class FeatureCacheAsyncStub(FeatureCacheStub):
     """Writes values into the cache (not into the feature store)."""
     BatchDelete: _aio.UnaryUnaryMultiCallable[_feature_cache_pb2.BatchDeleteRequest, _feature_cache_pb2.BatchWriteResponse]  # type: ignore[assignment]
     """Removes keys from the cache (not from the feature store)."""
+    RecentWrites: _aio.UnaryUnaryMultiCallable[_feature_cache_pb2.RecentWritesRequest, _feature_cache_pb2.RecentWritesResponse]  # type: ignore[assignment]
+    """Of a leaf: which keys were put or deleted of late. A replica that was away asks its peers and
+    drops those.
+    """
     Get: _aio.UnaryUnaryMultiCallable[_feature_cache_pb2.GetRequest, _feature_cache_pb2.GetResponse]  # type: ignore[assignment]
     """One key, row-wise, for people with a command line. Rankers use BatchGet."""
 
@@ -99,6 +107,16 @@ class FeatureCacheServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_feature_cache_pb2.BatchWriteResponse, _abc.Awaitable[_feature_cache_pb2.BatchWriteResponse]]:
         """Removes keys from the cache (not from the feature store)."""
+
+    @_abc_1.abstractmethod
+    def RecentWrites(
+        self,
+        request: _feature_cache_pb2.RecentWritesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_feature_cache_pb2.RecentWritesResponse, _abc.Awaitable[_feature_cache_pb2.RecentWritesResponse]]:
+        """Of a leaf: which keys were put or deleted of late. A replica that was away asks its peers and
+        drops those.
+        """
 
     @_abc_1.abstractmethod
     def Get(
