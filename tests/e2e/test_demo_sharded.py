@@ -59,8 +59,10 @@ def _problems(*batches: Batch) -> list[str]:
 def test_what_must_not_happen_is_a_failure() -> None:
     good = [Batch(at + 0.5, 0.01, 100, 100, 100) for at in range(6)]
     assert _problems(*good) == []
-    (failed,) = _problems(*good, Batch(3.2, 0.1, 100, failure="Unavailable: gone"))
+    # The cells of a batch that failed have no value either.
+    failed, missing = _problems(*good, Batch(3.2, 0.1, 100, failure="Unavailable: gone"))
     assert failed == "1 batches failed: Unavailable: gone"
+    assert missing == "100 of 500 cells without a value"
     assert "1 values were wrong" in _problems(*good, Batch(3.2, 0.1, 100, 100, 100, wrong=1))
     assert "cells without a value" in _problems(*good, Batch(4.1, 0.1, 100, 90, 90))[0]
     assert _problems(*good, Batch(1.6, 0.1, 100, 0, 0)) == [], "the second of the kill is left out"
