@@ -187,6 +187,7 @@ def _build(config: Config, bytes_of: dict[tuple[str, str], int], nvm: NvmPlan | 
         persist=_persist(config.persistence) if config.persistence else None,
         root=_root(config.sharding.as_root) if config.is_root and config.sharding else None,
         leaf=_leaf(config.sharding.as_leaf) if config.sharding and not config.is_root else None,
+        shard_count=config.sharding.shard_count if config.sharding and not config.is_root else 0,
     )
 
 

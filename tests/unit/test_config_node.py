@@ -127,6 +127,7 @@ def test_a_leaf_is_told_what_to_remember() -> None:
     assert native.root is None
     assert native.leaf is not None
     assert native.leaf.write_log_bytes == 1 << 20
+    assert native.shard_count == 1024
 
 
 def test_every_setting_of_a_root_reaches_it() -> None:
