@@ -436,7 +436,8 @@ class Node:
     ) -> tuple[bool, int, list[tuple[str, list[bytes]]]]:
         """Of a leaf: (complete, map version, [(namespace, keys)]) of what was put or deleted.
 
-        Not complete: the log does not reach back that far, or a shard is not this leaf's.
+        Not complete: the log does not reach back that far, or a shard was not this leaf's all that
+        time.
         """
     def samples(self) -> list[Sample]: ...
     def histograms(self) -> list[Histogram]: ...

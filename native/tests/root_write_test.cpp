@@ -197,6 +197,20 @@ TEST_F(LeafTest, TellsAReturningReplicaWhatItMissed) {
   EXPECT_THROW(root_->recent_writes(kShards, {{0}}, 10), std::invalid_argument);
 }
 
+// Between two spells of owning a shard its writes went to others.
+TEST_F(LeafTest, KnowsNothingOfTheTimeBeforeAShardCame) {
+  std::this_thread::sleep_for(milliseconds(60));
+  EXPECT_TRUE(leaf().recent_writes(kShards, {{0, 2}}, 30).complete);
+  own(0, 2);  // as before: it stays as old
+  EXPECT_TRUE(leaf().recent_writes(kShards, {{0, 2}}, 30).complete);
+  leaf().set_owned({.version = 3, .shard_count = kShards, .shards = {0}, .written_since = {}});
+  own(0, 4);
+  EXPECT_TRUE(leaf().recent_writes(kShards, {{0}}, 30).complete) << "it never went";
+  EXPECT_FALSE(leaf().recent_writes(kShards, {{0, 2}}, 30).complete);
+  std::this_thread::sleep_for(milliseconds(60));
+  EXPECT_TRUE(leaf().recent_writes(kShards, {{0, 2}}, 30).complete);
+}
+
 TEST_F(LeafTest, ItsLogOfWritesIsBounded) {
   RecentWriteLog log(64 << 10);
   std::vector<RecentWrites::Column> columns(1);

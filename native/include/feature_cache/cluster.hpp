@@ -58,7 +58,8 @@ struct RecentWrites {
     std::string ns;
     std::vector<std::string> keys;
   };
-  // Whether that is all: the log reaches back that far.
+  // Whether that is all: the log reaches back that far, and the shards were the leaf's all the
+  // while.
   bool complete = false;
   std::uint64_t map_version = 0;  // of the leaf that says so
   std::vector<Column> columns;

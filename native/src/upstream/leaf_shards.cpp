@@ -60,7 +60,14 @@ void LeafShards::set(const OwnedShards& owned) {
     view->written_since[owned.shards[i]] = owned.written_since.empty() ? 0 : owned.written_since[i];
   }
   view->owned = static_cast<std::uint32_t>(owned.shards.size());
+  view->owned_since_ms.assign(owned.shard_count, RecentWriteLog::boot_now_ms());
   const std::unique_lock lock(mutex_);
+  if (view_->shard_count() == owned.shard_count) {
+    for (const std::uint32_t shard : owned.shards) {
+      if (view_->written_since[shard] == View::kNotOwned) continue;
+      view->owned_since_ms[shard] = view_->owned_since_ms[shard];
+    }
+  }
   view_ = std::move(view);
 }
 

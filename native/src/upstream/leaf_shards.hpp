@@ -65,11 +65,17 @@ class LeafShards {
   struct View {
     static constexpr std::uint64_t kNotOwned = ~std::uint64_t{0};
     std::uint64_t version = 0;
-    std::vector<std::uint64_t> written_since;  // by shard; kNotOwned where it is not this leaf's
+    std::vector<std::uint64_t> written_since;   // by shard; kNotOwned where it is not this leaf's
+    std::vector<std::uint64_t> owned_since_ms;  // by shard: from then on without a break
     std::uint32_t owned = 0;
 
     std::uint32_t shard_count() const noexcept {
       return static_cast<std::uint32_t>(written_since.size());
+    }
+    // Whether the leaf was told of all writes of `shard` in the last `age_ms`.
+    bool owned_for(std::uint32_t shard, std::uint64_t age_ms) const noexcept {
+      return shard < written_since.size() && written_since[shard] != kNotOwned &&
+             owned_since_ms[shard] + age_ms <= RecentWriteLog::boot_now_ms();
     }
     // Before the first set() nothing is owned.
     bool owns(std::uint64_t high) const noexcept {

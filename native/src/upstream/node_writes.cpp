@@ -176,9 +176,7 @@ RecentWrites CacheNode::recent_writes(std::uint32_t shard_count,
   std::vector<bool> wanted(shard_count);
   for (const std::uint32_t shard : shards) {
     // What it did not own it was not told of.
-    if (shard >= shard_count || view->written_since[shard] == LeafShards::View::kNotOwned) {
-      return result;
-    }
+    if (!view->owned_for(shard, age_ms)) return result;
     wanted[shard] = true;
   }
   for (const auto& link : namespaces_) result.columns.push_back({link->name, {}});

@@ -403,7 +403,7 @@ class RecentWritesResponse(_message.Message):
     MAP_VERSION_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     complete: _builtins.bool
-    """false: the log does not reach back that far, or a shard is not this leaf's"""
+    """False: the log does not reach back that far, or a shard was not this leaf's all that time."""
     map_version: _builtins.int
     """the newest shard map that this leaf knows"""
     @_builtins.property
