@@ -506,7 +506,7 @@ class Daemon:
         from cache_daemon.cluster import make_membership
 
         try:
-            return make_membership(self._config.sharding, version())
+            return make_membership(self._config.sharding, tuple(self._config.namespaces), version())
         except (SecretError, ValueError) as error:
             raise StartError(str(error)) from error
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache_daemon import _native
+from cache_daemon.catch_up import CatchUp
 from cache_daemon.cluster_settings import cluster_config, zookeeper_config
 from cache_daemon.cluster_status import ClusterStatus, Membership, cluster_samples
 from cache_daemon.config_sharded import (
@@ -27,7 +28,7 @@ from cache_daemon.config_sharded import (
 from cache_daemon.metrics import HistogramLike, SampleLike
 from cache_daemon.owned_view import OwnedView
 from sharding import layout
-from sharding.connection import Connection
+from sharding.connection import Connection, boot_clock
 from sharding.controller import Controller
 from sharding.errors import ClusterError, Disconnected
 from sharding.model import LiveNode, ReplicaState, ShardMap
@@ -45,20 +46,23 @@ _log = logging.getLogger(__name__)
 _ASK_NODE_S = 0.1  # how often a root's node is asked for the newest map version that it heard of
 _LEAVE_POLL_S = 0.05
 _RETRY_S = 1.0
+_JOIN_RETRY_S = 0.05
 _LEFT_MARGIN_S = 0.3  # for roots to take the map, and for what is on its way to arrive
 
 _Shards = npt.NDArray[np.uint32]
 _NO_SHARDS: _Shards = np.empty(0, np.uint32)
 
 
-def make_membership(settings: ShardingSettings, version: str) -> Membership:
+def make_membership(
+    settings: ShardingSettings, namespaces: Sequence[str], version: str
+) -> Membership:
     """What the node does in its cluster. Raises SecretError for a password that is not to be had.
 
-    `version` is of the software.
+    `namespaces` are those that the node has, `version` is of the software.
     """
     if settings.role == "root":
         return RootMembership(settings)
-    return LeafMembership(settings, version)
+    return LeafMembership(settings, namespaces, version)
 
 
 class _Member:
@@ -135,15 +139,21 @@ class _Member:
 class LeafMembership(_Member):
     """See `Membership`. The node answers for its shards whether ZooKeeper is there or not."""
 
-    def __init__(self, settings: ShardingSettings, version: str) -> None:
+    def __init__(self, settings: ShardingSettings, namespaces: Sequence[str], version: str) -> None:
         super().__init__(settings, node_name(settings))
+        self._namespaces = tuple(namespaces)
         self._version = version
         self._native: _native.Node | None = None
         self._participant: Participant | None = None
+        self._joining = threading.Thread(target=self._join, name="join", daemon=True)
+        self._ended = threading.Event()
+        self._refusal = ""  # why it does not take part, for people
         self._lock = threading.Lock()  # guards what follows, and the order of set_owned
         self._view = OwnedView()
         self._owned: _Shards = _NO_SHARDS
-        self._shard_count = 0
+        self._made_up: set[int] = set()  # of those: what was missed is made up for
+        self._kept: set[int] = set()  # by an earlier process, and not looked at yet
+        self._kept_since = 0.0  # by the boot clock: what was written later is missing in them
 
     def start(
         self,
@@ -164,15 +174,50 @@ class LeafMembership(_Member):
             cluster=self._settings.cluster,
             instance_id="",
         )
+        self._take_over(node)
         self._participant = Participant(
             self._connection, cluster_config(self._settings), live, self
         )
         self._start()
-        self._participant.start()
+        self._joining.start()
+
+    def _take_over(self, node: _native.Node) -> None:
+        """What an earlier process held, as the engine found it."""
+        find = getattr(node, "kept_shards", None)
+        if find is None:
+            return
+        kept = find()
+        self._kept = {int(shard) for shard in kept.shards}
+        self._kept_since = boot_clock() - kept.away_ms / 1000
+
+    def _join(self) -> None:
+        """Takes part, unless the cluster has another number of shards than the engine."""
+        while not self._ended.is_set():
+            try:
+                znode = self._connection.get(layout.CONFIG)
+                found = None if znode is None else layout.decode_config(znode.data)
+            except Disconnected:
+                self._ended.wait(_JOIN_RETRY_S)
+                continue
+            except ClusterError as error:
+                _log.warning("%s", error)
+                found = None  # the participant has an opinion of its own on that
+            if found is None or found.shard_count == self._settings.shard_count:
+                break
+            self._refusal = (
+                f"the cluster has {found.shard_count} shards, and this node's config says "
+                f"{self._settings.shard_count}: write sharding.shard_count: {found.shard_count} "
+                "and restart"
+            )
+            _log.error("cluster %s: %s", self._settings.cluster, self._refusal)
+            return
+        if not self._ended.is_set() and self._participant is not None:
+            self._participant.start()
 
     def leave(self) -> None:
         if self._participant is None:
             return
+        self._ended.set()
         self._participant.stop(leave=True)
         if not self._connection.connected:
             return  # nobody hears of it: roots find out by themselves
@@ -187,6 +232,8 @@ class LeafMembership(_Member):
         return map is not None and len(map.held_by(self._node)[0]) > 0
 
     def _stop(self) -> None:
+        self._ended.set()
+        self._joining.join()
         if self._participant is not None:
             self._participant.stop(leave=True)
         super()._stop()
@@ -195,23 +242,63 @@ class LeafMembership(_Member):
 
     def own(self, version: int, shard_count: int, shards: _Shards) -> None:
         del version  # the spectator's may be newer, and is the one that roots are told
+        if shard_count != self._settings.shard_count:
+            raise ValueError(f"shards of {shard_count}, not of {self._settings.shard_count}")
         with self._lock:
-            self._shard_count, self._owned = shard_count, shards
+            self._owned = shards
+            self._made_up &= set(shards.tolist())
             self._tell_node_locked()
+            self._hold_locked()
 
     def warm(self, shards: _Shards, view: ShardMap, away_seconds: float | None) -> None:
-        """Until a leaf can ask its peers what it missed, it forgets what it cannot be sure of."""
-        if away_seconds == 0:
+        """Makes up for what was missed; what cannot be made up for is forgotten.
+
+        A shard that is new here begins empty: its keys come from the store as they are asked for.
+        """
+        node = self._native
+        if node is None:
             return
-        self._forget(view.shard_count, shards)
+        numbers = set(shards.tolist())
+        kept, away_s = numbers, away_seconds
+        if away_seconds is None:
+            kept, away_s = numbers & self._kept, boot_clock() - self._kept_since
+        lost = numbers - kept
+        if kept:
+            catch_up = CatchUp(node, self._node, self._namespaces)
+            lost.update(catch_up.run(_sorted(kept), view, away_s or 0.0))
+        if lost:
+            self._forget(_sorted(lost))
+        if kept:
+            _log.info(
+                "away for %.1f s: %d shards are made up for, %d begin empty",
+                away_s,
+                len(numbers - lost),
+                len(lost),
+            )
+        with self._lock:
+            self._kept -= numbers
+            self._made_up |= numbers & set(self._owned.tolist())
+            self._hold_locked()
 
     def drop(self, shards: _Shards) -> None:
-        self._forget(self._shard_count, shards)
+        with self._lock:
+            self._kept -= set(shards.tolist())
+            self._made_up -= set(shards.tolist())
+            self._hold_locked()
+        if self._native is not None:
+            self._native.drop_shards(self._settings.shard_count, shards)
 
-    def _forget(self, shard_count: int, shards: _Shards) -> None:
-        drop = getattr(self._native, "drop_shards", None)
-        if drop is not None and shard_count:
-            drop(shard_count, shards)
+    def _forget(self, shards: _Shards) -> None:
+        """Of owned ones. For a moment they are not: what peers ask about the time before, this leaf
+        does not know."""
+        with self._lock:
+            owned = self._owned
+            self._owned = np.setdiff1d(owned, shards)
+            self._tell_node_locked()
+            if self._native is not None:
+                self._native.drop_shards(self._settings.shard_count, shards)
+            self._owned = owned
+            self._tell_node_locked()
 
     def session_lost(self, away_seconds: float) -> None:
         _log.warning(
@@ -224,28 +311,39 @@ class LeafMembership(_Member):
     def _take_map(self, map: ShardMap) -> None:
         with self._lock:
             self._view.take(map)
-            if self._shard_count == map.shard_count:
+            if map.shard_count == self._settings.shard_count:
                 self._tell_node_locked()
 
     def _tell_node_locked(self) -> None:
-        node = self._native
-        if node is not None:
-            since = self._view.written_since(self._owned)
-            node.set_owned(self._view.version, self._shard_count, self._owned, since)
+        if self._native is not None:
+            version, since = self._view.version, self._view.written_since(self._owned)
+            self._native.set_owned(version, self._settings.shard_count, self._owned, since)
+
+    def _hold_locked(self) -> None:
+        """Tells what the next process may take over, once it is known of all that was kept."""
+        hold = getattr(self._native, "hold_shards", None)
+        if hold is not None and not self._kept & set(self._owned.tolist()):
+            hold(self._settings.shard_count, _sorted(self._made_up))
 
     def status(self) -> ClusterStatus:
         status = super().status()
         if self._participant is None:
             return replace(status, registration="the daemon does not serve yet")
+        if self._refusal:
+            problems = (*status.problems, self._refusal)
+            return replace(status, registration=self._refusal, problems=problems)
         own = self._participant.status()
-        problems = dict.fromkeys((*status.problems, *own.problems))
         return replace(
             status,
             shards_online=own.online,
             shards_warming=own.warming,
             registration="" if own.registered else "; ".join(own.problems) or "not registered yet",
-            problems=tuple(problems),
+            problems=tuple(dict.fromkeys((*status.problems, *own.problems))),
         )
+
+
+def _sorted(shards: set[int]) -> _Shards:
+    return np.array(sorted(shards), np.uint32)
 
 
 class RootMembership(_Member):

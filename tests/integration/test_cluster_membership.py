@@ -74,7 +74,10 @@ class Members:
         self._stack = stack
 
     def leaf(self, name: str, **more: Any) -> tuple[LeafMembership, StandIn]:
-        member, node = LeafMembership(_settings(self.hosts, "leaf", name, **more), "1.0"), StandIn()
+        member, node = (
+            LeafMembership(_settings(self.hosts, "leaf", name, **more), ["pin"], "1.0"),
+            StandIn(),
+        )
         self._stack.callback(member.stop)
         member.start(self._as_node(node), [f"127.0.0.1:{1000 + len(name)}"])
         return member, node
@@ -211,12 +214,12 @@ def test_a_password_that_is_not_to_be_had_is_told_at_once(
     settings = _settings(zookeeper_hosts, "root")
     zookeeper = settings.zookeeper.model_copy(update={"auth": auth})
     with pytest.raises(SecretError, match="No such file"):
-        make_membership(settings.model_copy(update={"zookeeper": zookeeper}), "1.0")
+        make_membership(settings.model_copy(update={"zookeeper": zookeeper}), [], "1.0")
 
 
 def test_roles_are_made_by_the_config(zookeeper_hosts: str) -> None:
-    assert isinstance(make_membership(_settings(zookeeper_hosts, "root"), "1"), RootMembership)
-    leaf = make_membership(_settings(zookeeper_hosts, "leaf", "l"), "1")
+    assert isinstance(make_membership(_settings(zookeeper_hosts, "root"), [], "1"), RootMembership)
+    leaf = make_membership(_settings(zookeeper_hosts, "leaf", "l"), [], "1")
     assert isinstance(leaf, LeafMembership)
     assert leaf.status().registration == "the daemon does not serve yet"
     leaf.stop()  # it was not started
