@@ -1,16 +1,20 @@
-// The native half of `python -m benchmarks run engine`: raw rates of the engine and of a plain map,
-// alternating in one process. Prints one JSON object a round; medians are taken in Python.
+// The native half of `python -m benchmarks run engine` and `fanout`: raw rates of the engine and of
+// a plain map, or of four instances and of one, alternating in one process. Prints one JSON object
+// a round; medians are taken in Python.
 //
 //   fc_engine_bench METRIC [--items N] [--seconds S] [--rounds R]
 
+#include <array>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <functional>
 #include <memory>
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "feature_cache/engine.hpp"
@@ -213,6 +217,82 @@ void run_ten_percent_puts(const Options& options) {
   }
 }
 
+// The same memory over so many instances, all of what it leaves for values in the one domain.
+EngineConfig over_instances(std::uint64_t memory_bytes, std::uint32_t instances) {
+  EngineConfig config = config_for(memory_bytes, memory_bytes);
+  config.instances = instances;
+  // What is left depends a little on the budget, by the size of segments.
+  for (unsigned round = 0; round < 4; ++round) {
+    std::uint64_t least = memory_bytes;
+    for (const EngineConfig& part : split_instances(config)) {
+      least = std::min(least, Geometry::plan(part).domain_bytes());
+    }
+    config.namespaces[0].domains[0].budget_bytes =
+        std::min(config.namespaces[0].domains[0].budget_bytes, least * instances);
+  }
+  return config;
+}
+
+// The time that this thread had a processor: what shares the machine takes turns with it.
+std::uint64_t thread_ns() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 +
+         static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+// Four instances beside one, over the same data in the same memory. They take turns of some batches
+// each, so that whatever else goes on in the caches hits both; who begins changes with the round.
+// `batch` works on one batch of an engine's turn.
+void run_fan_out(const Options& options, const std::function<void(Ours&, std::size_t)>& batch) {
+  constexpr std::size_t kTurn = 50;  // batches
+  // Instances do not get exactly a quarter of the keys each.
+  const std::uint64_t memory = config_for_items(options.items + options.items / 50).memory_bytes;
+  Ours one(over_instances(memory, 1));
+  Ours four(over_instances(memory, 4));
+  for (Ours* ours : {&one, &four}) ours->fill(0, options.items);
+  std::array<std::size_t, 2> next{};
+  const auto turn = [&](bool of_four) {
+    const std::uint64_t start = thread_ns();
+    for (std::size_t i = 0; i < kTurn; ++i) batch(of_four ? four : one, next[of_four]++);
+    return static_cast<double>(thread_ns() - start);
+  };
+  const auto measure_round = [&](bool four_first) {
+    const std::uint64_t until = monotonic_ns() + static_cast<std::uint64_t>(options.seconds * 2e9);
+    std::array<double, 2> spent_ns{};
+    double turns = 0;
+    for (; monotonic_ns() < until; ++turns) {
+      for (const bool of_four : {four_first, !four_first}) spent_ns[of_four] += turn(of_four);
+    }
+    const double keys = turns * kTurn * kBatch * 1e9;
+    return std::pair(keys / spent_ns[true], keys / spent_ns[false]);
+  };
+  // To the steady state of a cache that is hit: frequencies have risen as far as they go.
+  for (unsigned pass = 0; pass < Entry::kMaxFrequency; ++pass) measure_round(false);
+  for (unsigned round = 0; round < options.rounds; ++round) {
+    const auto [of_four, of_one] = measure_round(round % 2 != 0);
+    print(options, of_four, of_one);
+  }
+}
+
+void run_fan_out_get(const Options& options, bool zipf) {
+  const std::vector<Key> stream = draw(options.items, zipf, 5);
+  Batch batch(kBatch);
+  run_fan_out(options, [&](Ours& ours, std::size_t number) {
+    const Key* keys = &stream[number % (kStream / kBatch) * kBatch];
+    for (std::size_t i = 0; i < kBatch; ++i) batch.keys[i] = keys[i].view();
+    if (ours.get(batch) < kBatch - kBatch / 100) std::abort();  // not the same data
+  });
+}
+
+// New items into a full cache, evicting.
+void run_fan_out_put(const Options& options) {
+  run_fan_out(options, [&](Ours& ours, std::size_t number) {
+    const std::uint64_t from = options.items + number * kBatch;
+    ours.fill(from, from + kBatch);
+  });
+}
+
 void run_put(const Options& options) {
   Ours ours(config_for_items(options.items));
   ours.fill(0, options.items);
@@ -320,6 +400,9 @@ int run(const Options& options) {
       {"same_key_get_ns", [&] { run_same_key(options, false); }},
       {"same_key_put_ns", [&] { run_same_key(options, true); }},
       {"put", [&] { run_put(options); }},
+      {"fanout_uniform", [&] { run_fan_out_get(options, false); }},
+      {"fanout_zipf", [&] { run_fan_out_get(options, true); }},
+      {"fanout_put", [&] { run_fan_out_put(options); }},
   };
   for (const auto& [name, body] : metrics) {
     if (name != options.metric) continue;
