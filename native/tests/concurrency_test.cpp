@@ -102,6 +102,7 @@ struct ChurnCase {
   PolicyKind policy;
   bool nvm = false;
   IoKind io = IoKind::Auto;
+  std::uint32_t instances = 1;
 };
 class Churn : public Concurrent, public ::testing::WithParamInterface<ChurnCase> {};
 
@@ -110,8 +111,18 @@ TEST_P(Churn, NoReaderSeesAnOlderVersionThanWasAcknowledged) {
   constexpr std::size_t kWriters = 2;
   constexpr std::size_t kReaders = 2;
   const std::size_t rounds = scaled(12'000);
-  start(GetParam().nvm ? tiny_config_with_nvm(GetParam().policy, GetParam().io)
-                       : tiny_config(GetParam().policy));
+  EngineConfig config = GetParam().nvm ? tiny_config_with_nvm(GetParam().policy, GetParam().io)
+                                       : tiny_config(GetParam().policy);
+  const std::uint32_t instances = GetParam().instances;
+  config.instances = instances;
+  config.memory_bytes *= instances;
+  if (GetParam().nvm) {
+    // The least that each may have.
+    config.namespaces[1].nvm.budget_bytes *= instances;
+    config.nvm.devices[0].bytes += (instances - 1) * 8 * kRegionBytes;
+  }
+  const std::uint64_t brief_least = (instances == 1 ? 100 : 200) * kKiB;
+  start(config);
   const std::uint64_t seed = seed_of(42);
   std::vector<std::atomic<std::uint64_t>> acknowledged(kKeys);
   std::atomic<std::uint64_t> flushes{0};
@@ -185,7 +196,7 @@ TEST_P(Churn, NoReaderSeesAnOlderVersionThanWasAcknowledged) {
           engine_->resize(lasting, 200 * kKiB + random() % (400 * kKiB));
           break;
         case 2:
-          engine_->resize(brief, 100 * kKiB + random() % (200 * kKiB));
+          engine_->resize(brief, brief_least + random() % (200 * kKiB));
           break;
         case 3:
           clock_.advance(random() % 300);
@@ -233,7 +244,9 @@ INSTANTIATE_TEST_SUITE_P(
                       ChurnCase{"fifo", PolicyKind::Fifo},
                       ChurnCase{"tinylfu", PolicyKind::TinyLfu},
                       ChurnCase{"s3fifo_nvm", PolicyKind::S3Fifo, true},
-                      ChurnCase{"lru_nvm_threads", PolicyKind::Lru, true, IoKind::Threads}),
+                      ChurnCase{"lru_nvm_threads", PolicyKind::Lru, true, IoKind::Threads},
+                      ChurnCase{"three_instances", PolicyKind::S3Fifo, false, IoKind::Auto, 3},
+                      ChurnCase{"three_instances_nvm", PolicyKind::S3Fifo, true, IoKind::Auto, 3}),
     [](const auto& tested) { return tested.param.name; });
 
 // Nobody evicts from NVM here and nobody is faster than the device: whatever is put is there at

@@ -23,6 +23,7 @@ struct ModelCase {
   bool evicts;
   double jitter;
   std::uint32_t nvm_regions = 0;  // of each namespace
+  std::uint32_t instances = 1;
 };
 
 struct Stored {
@@ -61,8 +62,9 @@ class EngineModel : public ::testing::TestWithParam<ModelCase> {
       namespaces.push_back(ns);
     }
     EngineConfig config = engine_config(with.memory_bytes, namespaces);
+    config.instances = with.instances;
     if (with.nvm_regions != 0) {
-      config.nvm = nvm_config(folder_.file("nvm"), kNamespaces * with.nvm_regions);
+      config.nvm = nvm_config(folder_.file("nvm"), kNamespaces * with.nvm_regions + with.instances);
       config.nvm.write_buffers = 64;
     }
     engine_ = make_engine(config, clock_, false);
@@ -348,6 +350,12 @@ INSTANTIATE_TEST_SUITE_P(
         ModelCase{"NvmTiny", PolicyKind::S3Fifo, 24 * kMiB, kTiny, 3000, 3 * 16384, 4000, true, 0.1,
                   12},
         ModelCase{"NvmLarge", PolicyKind::Lru, 24 * kMiB, kTiny, 3000, 16384, 4000, true, 0.1, 200},
+        ModelCase{"FanOutTiny", PolicyKind::S3Fifo, 12 * kMiB, 2 * kTiny, 1000, 3 * 16384, 4000,
+                  true, 0.1, 0, 3},
+        ModelCase{"FanOutNvm", PolicyKind::S3Fifo, 72 * kMiB, 2 * kTiny, 6000, 3 * 16384, 4000,
+                  true, 0.1, 24, 3},
+        ModelCase{"FanOutNeverEvicts", PolicyKind::S3Fifo, 200 * kMiB, 24 * kMiB, 2000, 20'000,
+                  4000, false, 0.1, 0, 3},
         ModelCase{"NeverEvicts", PolicyKind::S3Fifo, 180 * kMiB, 20 * kMiB, 2000, 20'000, 4000,
                   false, 0.1}),
     [](const auto& tested) { return tested.param.name; });

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -27,7 +28,8 @@ TEST(Placement, IsWrittenDownForEver) {
   for (std::uint64_t i = 0; i < 24; ++i) {
     placed += static_cast<char>('0' + instance_of(i * 0x0123456789ABCDEFull, 6));
   }
-  EXPECT_EQ(placed, "224351332343543024451334");
+  EXPECT_EQ(placed, "525253345010102525334451");
+  EXPECT_EQ(XXH3_64bits(placement_table(64).data(), kPlacementSlots), 0xFFA9B50FDA1DC575ull);
 }
 
 TEST(Placement, LooksAtTheLowerHalfOfTheHighHashOnly) {
@@ -50,6 +52,15 @@ TEST(Placement, EveryInstanceGetsItsShare) {
     for (const double count : counts) {
       EXPECT_NEAR(count, mean, 5 * std::sqrt(mean)) << "of " << instances;
     }
+  }
+}
+
+TEST(Placement, SharesDifferByOneSlotAtMost) {
+  for (std::uint32_t instances = 1; instances <= 64; ++instances) {
+    std::vector<std::uint32_t> counts(instances);
+    for (const std::uint8_t owner : placement_table(instances)) ++counts.at(owner);
+    const auto [least, most] = std::minmax_element(counts.begin(), counts.end());
+    EXPECT_LE(*most - *least, 1U) << "of " << instances;
   }
 }
 

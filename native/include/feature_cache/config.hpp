@@ -145,6 +145,7 @@ struct EngineConfig {
   std::uint32_t instance_count = 1;
   // Of a leaf: the cluster's virtual shards, which may leave it and come back; 0: it is none.
   std::uint32_t shard_count = 0;
+  std::int32_t numa_node = -1;  // whose memory and processors it prefers; -1: any
 
   // Over how many instances the whole is split.
   std::uint32_t instances_wanted() const noexcept;
@@ -196,6 +197,14 @@ struct NodeConfig {
   void validate() const;
 };
 
+// The parts of a whole, one an instance, in order: of equal size and with the same namespaces and
+// domains, their budgets divided to within a segment. Instance 0 keeps the names of files, instance
+// i gets "-i" behind them. Of files as NVM devices every instance has one of its own; with block
+// devices, or with `devices_whole`, device d goes to instance d modulo their number. Looks whether
+// a device's path names a block device; otherwise pure arithmetic. Throws std::invalid_argument for
+// what cannot be divided so.
+std::vector<EngineConfig> split_instances(const EngineConfig& whole, bool devices_whole = false);
+
 // How the memory of an engine is laid out; pure arithmetic, used before anything is reserved.
 struct Geometry {
   std::uint32_t segment_bytes = 0;
@@ -210,7 +219,7 @@ struct Geometry {
   std::uint64_t domain_bytes() const noexcept {
     return std::uint64_t{segment_count - reserve_segments} * segment_bytes;
   }
-  // Throws std::invalid_argument when the memory is too small for the namespaces.
+  // Of one instance. Throws std::invalid_argument when the memory is too small for the namespaces.
   static Geometry plan(const EngineConfig& config);
 };
 

@@ -8,17 +8,30 @@
 namespace fc {
 
 // Read by other threads while an engine is made. `total` 0: not known yet.
+//
+// Instances that start at the same time have one each, and a whole that theirs add up in: what is
+// done of all that has been begun.
 struct RecoveryProgress {
-  std::atomic<const char*> phase{""};  // "memory", "nvm"
+  RecoveryProgress() = default;
+  explicit RecoveryProgress(RecoveryProgress* of) noexcept : whole(of) {}
+
+  std::atomic<const char*> phase{""};  // "memory", "nvm"; of a whole the last that was begun
   std::atomic<std::uint64_t> done{0};
   std::atomic<std::uint64_t> total{0};
+  RecoveryProgress* const whole = nullptr;
 
   void begin(const char* name, std::uint64_t of) noexcept {
     phase.store(name, std::memory_order_relaxed);
     done.store(0, std::memory_order_relaxed);
     total.store(of, std::memory_order_relaxed);
+    if (whole == nullptr) return;
+    whole->phase.store(name, std::memory_order_relaxed);
+    whole->total.fetch_add(of, std::memory_order_relaxed);
   }
-  void add(std::uint64_t more) noexcept { done.fetch_add(more, std::memory_order_relaxed); }
+  void add(std::uint64_t more) noexcept {
+    done.fetch_add(more, std::memory_order_relaxed);
+    if (whole != nullptr) whole->done.fetch_add(more, std::memory_order_relaxed);
+  }
 };
 
 // How an engine started.

@@ -6,6 +6,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "core/instances.hpp"
 #include "core/layout.hpp"
 #include "feature_cache/types.hpp"
 
@@ -129,7 +130,7 @@ void plan_nvm(const EngineConfig& config, Geometry& plan) {
   plan.region_bytes = nvm.region_bytes != 0 ? nvm.region_bytes : automatic_region_bytes(config);
   const std::uint64_t regions = region_count(nvm, plan.region_bytes);
   if (regions * plan.region_bytes > layout::kMaxNvmBytes) {
-    bad("the nvm devices hold more than the 1 TiB that one instance can address");
+    bad("the nvm devices hold more than the 1 TiB that one instance can address" + in_each(config));
   }
   const std::uint64_t record = (config.expected_item_bytes + layout::kNvmRecordHeaderBytes +
                                 layout::kNvmListedBytes + layout::kNvmRecordAlignment / 2);
@@ -143,7 +144,7 @@ void plan_nvm(const EngineConfig& config, Geometry& plan) {
       bad("namespace " + ns.name + ": an nvm budget of " + std::to_string(ns.nvm.budget_bytes) +
           " bytes is below the least of " +
           std::to_string(std::uint64_t{layout::kMinNamespaceRegions} * plan.region_bytes) +
-          ", four regions");
+          ", four regions" + in_each(config));
     }
     ++shares;
     used_regions += budget;
@@ -157,7 +158,7 @@ void plan_nvm(const EngineConfig& config, Geometry& plan) {
   if (used_regions > regions) {
     bad("the namespaces' nvm budgets add up to " + std::to_string(used_regions) + " regions of " +
         std::to_string(plan.region_bytes) + " bytes, but the devices hold " +
-        std::to_string(regions));
+        std::to_string(regions) + in_each(config));
   }
   const std::uint64_t items = used_regions * plan.region_bytes / record;
   plan.nvm_slots = static_cast<std::uint64_t>(static_cast<double>(items) / layout::kIndexLoad);
@@ -168,7 +169,9 @@ void plan_nvm(const EngineConfig& config, Geometry& plan) {
                           nvm.devices.size() * nvm.read_memory_bytes + sketch_bytes;
 }
 
-std::uint32_t automatic_segment_bytes(const EngineConfig& config) {
+}  // namespace
+
+std::uint32_t automatic_segment_bytes(const EngineConfig& config) noexcept {
   std::uint64_t smallest = config.memory_bytes;
   for (const NamespaceConfig& ns : config.namespaces) {
     for (const DomainConfig& domain : ns.domains) {
@@ -179,6 +182,8 @@ std::uint32_t automatic_segment_bytes(const EngineConfig& config) {
       smallest / layout::kSegmentsPerDomainWanted, layout::kMinSegmentBytes));
   return static_cast<std::uint32_t>(std::min<std::uint64_t>(wanted, layout::kMaxSegmentBytes));
 }
+
+namespace {
 
 // Ghosts and sketches of the hungriest domain, for each of the expected items. They are made for as
 // many items as the index may hold, which are a few more.
@@ -434,11 +439,11 @@ Geometry Geometry::plan(const EngineConfig& config) {
         std::to_string(domains) + " domains with segments of " +
         std::to_string(plan.segment_bytes) + " bytes: at least " +
         std::to_string(static_cast<std::uint64_t>(smallest_arena * per_arena_byte + fixed) + 1) +
-        " are needed");
+        " are needed" + in_each(config));
   }
   const double segments = arena / plan.segment_bytes;
   if (segments >= static_cast<double>(layout::kMaxSegments)) {
-    bad("memory is above what one instance can address");
+    bad("memory is above what one instance can address: set max_instance_bytes lower");
   }
   plan.segment_count = static_cast<std::uint32_t>(segments);
   const double items = static_cast<double>(plan.domain_bytes()) / record;

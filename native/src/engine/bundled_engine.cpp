@@ -30,10 +30,10 @@ EngineConfig with_sizes(EngineConfig config, std::vector<std::shared_ptr<NvmDevi
 
 BundledEngine::BundledEngine(const EngineConfig& asked, const Clock& clock, bool background,
                              std::vector<std::shared_ptr<NvmDevice>> devices,
-                             RecoveryProgress* progress)
+                             RecoveryProgress* progress, MemoryClaim claim)
     : config_(prepare(asked, devices, clock)),
-      dram_(config_, clock, report_, found_ ? std::optional(found_->tick) : std::nullopt,
-            progress) {
+      dram_(config_, clock, report_, found_ ? std::optional(found_->tick) : std::nullopt, progress,
+            claim) {
   if (!devices.empty()) {
     nvm_ = std::make_unique<nvm::NvmTier>(config_, dram_.geometry(), devices, dram_.index(),
                                           dram_.epochs(), dram_.moved(), dram_.ticks(),
@@ -191,12 +191,6 @@ void BundledEngine::run() {
     dram_.maintain();
     lock.lock();
   }
-}
-
-std::unique_ptr<Engine> make_engine(const EngineConfig& config, const Clock& clock, bool background,
-                                    std::vector<std::shared_ptr<NvmDevice>> devices,
-                                    RecoveryProgress* progress) {
-  return std::make_unique<BundledEngine>(config, clock, background, std::move(devices), progress);
 }
 
 }  // namespace fc

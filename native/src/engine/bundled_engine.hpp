@@ -23,7 +23,8 @@ namespace fc {
 class BundledEngine final : public Engine {
  public:
   BundledEngine(const EngineConfig& asked, const Clock& clock, bool background,
-                std::vector<std::shared_ptr<NvmDevice>> devices, RecoveryProgress* progress);
+                std::vector<std::shared_ptr<NvmDevice>> devices, RecoveryProgress* progress,
+                MemoryClaim claim);
   ~BundledEngine() override { stop_threads(); }
 
   NamespaceIndex find_namespace(std::string_view name) const noexcept override {

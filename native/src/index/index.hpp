@@ -50,6 +50,22 @@ struct Place {
   std::uint16_t tag;
 };
 
+// Where the buckets are, for those who look at many keys: two words that they keep near.
+struct IndexView {
+  Bucket* buckets;
+  std::uint64_t bucket_count;
+
+  std::uint64_t home_of(std::uint64_t hash_low) const noexcept {
+    return scale(hash_low, bucket_count);
+  }
+  std::uint64_t partner_of(std::uint64_t number, std::uint16_t tag) const noexcept {
+    const std::uint64_t f = scale((std::uint64_t{tag} + 1) * 0x9E3779B97F4A7C15ull, bucket_count);
+    return f >= number ? f - number : f + bucket_count - number;
+  }
+  void prefetch(std::uint64_t number) const noexcept { __builtin_prefetch(&buckets[number]); }
+  Bucket& bucket(std::uint64_t number) const noexcept { return buckets[number]; }
+};
+
 class Index {
  public:
   // `moves`: where moves are announced to the next process.
@@ -58,12 +74,10 @@ class Index {
   static std::uint16_t tag_of(std::uint64_t hash_low) noexcept {
     return static_cast<std::uint16_t>(hash_low);
   }
-  std::uint64_t home_of(std::uint64_t hash_low) const noexcept {
-    return scale(hash_low, bucket_count_);
-  }
+  IndexView view() const noexcept { return {buckets_, bucket_count_}; }
+  std::uint64_t home_of(std::uint64_t hash_low) const noexcept { return view().home_of(hash_low); }
   std::uint64_t partner_of(std::uint64_t bucket, std::uint16_t tag) const noexcept {
-    const std::uint64_t f = scale((std::uint64_t{tag} + 1) * 0x9E3779B97F4A7C15ull, bucket_count_);
-    return f >= bucket ? f - bucket : f + bucket_count_ - bucket;
+    return view().partner_of(bucket, tag);
   }
   Place place_of(std::uint64_t hash_low) const noexcept {
     const std::uint64_t home = home_of(hash_low);

@@ -54,6 +54,27 @@ struct alignas(64) SegmentMeta {
 };
 static_assert(sizeof(SegmentMeta) == 64);
 
+// Where the records are and whose, for those who look at many: what a hit needs to know, near.
+struct ArenaView {
+  std::byte* segments;
+  const std::atomic<DomainIndex>* domains;  // of each segment
+  std::uint32_t segment_shift;
+
+  RecordHeader* record(std::uint64_t location) const noexcept {
+    return reinterpret_cast<RecordHeader*>(segments + location * layout::kRecordAlignment);
+  }
+  DomainIndex domain_of(std::uint64_t location) const noexcept {
+    return domains[(location * layout::kRecordAlignment) >> segment_shift].load(
+        std::memory_order_relaxed);
+  }
+  // Whether a record that does not go on in further segments ends where it must.
+  bool ends_in_segment(const RecordHeader& rec, std::uint64_t location) const noexcept {
+    const std::uint64_t segment_bytes = std::uint64_t{1} << segment_shift;
+    const std::uint64_t offset = (location * layout::kRecordAlignment) & (segment_bytes - 1);
+    return offset + sizeof(RecordHeader) + rec.payload_bytes() <= segment_bytes;
+  }
+};
+
 class Arena {
  public:
   // All segments are free, until adopt_free() says otherwise.
@@ -77,11 +98,9 @@ class Arena {
   std::uint32_t segment_of(std::uint64_t location) const noexcept {
     return static_cast<std::uint32_t>(location >> location_shift_);
   }
+  ArenaView view() const noexcept { return {segments_, domains_.get(), segment_shift_}; }
   RecordHeader* record(std::uint64_t location) noexcept {
     return reinterpret_cast<RecordHeader*>(segments_ + location * layout::kRecordAlignment);
-  }
-  const std::byte* address(std::uint64_t location) const noexcept {
-    return segments_ + location * layout::kRecordAlignment;
   }
   DomainIndex domain_of(std::uint32_t segment) const noexcept {
     return domains_[segment].load(std::memory_order_relaxed);
@@ -104,13 +123,12 @@ class Arena {
   // Whether a record's size agrees with its place, as that of all records does that another process
   // did not leave damaged.
   bool is_sound(const RecordHeader& record, std::uint64_t location) const noexcept {
+    if (!record.large()) [[likely]]
+      return view().ends_in_segment(record, location);
+    // `next` stays what it was for as long as a reader may be on its way through a large value.
     const std::uint64_t offset =
         (location * layout::kRecordAlignment) & ((std::uint64_t{1} << segment_shift_) - 1);
-    // `next` stays what it was for as long as a reader may be on its way through a large value.
-    if (record.large()) [[unlikely]] {
-      return offset == 0 && table_[segment_of(location)].next != SegmentMeta::kNoSegment;
-    }
-    return offset + sizeof(RecordHeader) + record.payload_bytes() <= segment_bytes();
+    return offset == 0 && table_[segment_of(location)].next != SegmentMeta::kNoSegment;
   }
 
   // Fills the free list anew, by the rows; before there are other threads.

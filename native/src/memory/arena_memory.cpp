@@ -8,6 +8,7 @@
 #include <new>
 #include <random>
 
+#include "core/numa.hpp"
 #include "core/sequence_point.hpp"
 #include "core/ticks.hpp"
 #include "eviction/policy.hpp"
@@ -118,17 +119,21 @@ std::uint64_t entry_budget_of(const Geometry& geometry, std::uint64_t segments) 
 }
 
 ArenaMemory::ArenaMemory(const EngineConfig& config, std::uint64_t now_ms, std::optional<Tick> tick,
-                         StartReport& report) {
+                         StartReport& report, MemoryClaim claim) {
   geometry_ = Geometry::plan(config);
   if (!config.persist.enabled()) {
     lay_out(geometry_, hint_bytes_of(config, geometry_));
-    map_private(config.huge_pages);
+    map_private(config.huge_pages, claim);
+    place(config.numa_node);
     write_head(config, now_ms, tick);
     return;
   }
   const std::string path = config.persist.dir + "/" + config.persist.name;
   lock_ = std::make_unique<OwnerLock>(path + ".lock", kOwnerWaitMs);
-  if (adopt(path + ".arena", config, now_ms, report)) return;
+  if (adopt(path + ".arena", config, now_ms, report)) {
+    place(config.numa_node);
+    return;
+  }
   kind_ = Kind::New;
   report.memory = report.memory_reason.empty() ? "new" : "cold";
   geometry_ = Geometry::plan(config);
@@ -137,6 +142,7 @@ ArenaMemory::ArenaMemory(const EngineConfig& config, std::uint64_t now_ms, std::
   base_ = file_->data();
   mapped_bytes_ = file_->bytes();
   report.pages = file_->pages();
+  place(config.numa_node);
   FC_SEQUENCE_POINT("arena:created");
   write_head(config, now_ms, tick);
   FC_SEQUENCE_POINT("arena:started");
@@ -211,11 +217,14 @@ std::uint64_t ArenaMemory::total_bytes() const noexcept {
          std::uint64_t{geometry_.segment_count} * geometry_.segment_bytes + kTailBytes;
 }
 
-void ArenaMemory::map_private(bool huge_pages) {
+// What the kernel does not refuse is counted as taken, where it keeps count; pages that are never
+// touched cost nothing beyond that.
+void ArenaMemory::map_private(bool huge_pages, MemoryClaim claim) {
   mapped_bytes_ = total_bytes();
-  // Room to start on a huge page's boundary; pages that are never touched cost nothing.
+  const int lazy = claim == MemoryClaim::Lazy ? MAP_NORESERVE : 0;
+  // Room to start on a huge page's boundary.
   mapping_ = mmap(nullptr, mapped_bytes_ + kHugePage, PROT_READ | PROT_WRITE,
-                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                  MAP_PRIVATE | MAP_ANONYMOUS | lazy, -1, 0);
   if (mapping_ == MAP_FAILED) {
     mapping_ = nullptr;
     throw std::bad_alloc();
@@ -226,6 +235,10 @@ void ArenaMemory::map_private(bool huge_pages) {
     // Advice only: without transparent huge pages the cache works, with more TLB misses.
     (void)madvise(base_, mapped_bytes_, MADV_HUGEPAGE);
   }
+}
+
+void ArenaMemory::place(std::int32_t node) {
+  if (node >= 0 && place_memory(base_, mapped_bytes_, node)) numa_node_ = node;
 }
 
 // Of zeroes.

@@ -15,6 +15,12 @@
 
 namespace fc {
 
+// Whether memory of the process is asked for as a whole or as its pages are touched.
+enum class MemoryClaim : std::uint8_t {
+  Whole,
+  Lazy,  // for tests: maps more than the machine has, and dies where it is used
+};
+
 class ArenaMemory {
  public:
   enum class Kind : std::uint8_t {
@@ -26,7 +32,7 @@ class ArenaMemory {
   // `now_ms`: CLOCK_BOOTTIME. `tick`: what time it is for the NVM tier, when it holds something.
   // Throws std::bad_alloc, std::system_error (of the directory, or another owner).
   ArenaMemory(const EngineConfig& config, std::uint64_t now_ms, std::optional<Tick> tick,
-              StartReport& report);
+              StartReport& report, MemoryClaim claim);
   ~ArenaMemory();
   ArenaMemory(const ArenaMemory&) = delete;
   ArenaMemory& operator=(const ArenaMemory&) = delete;
@@ -43,13 +49,16 @@ class ArenaMemory {
   std::uint64_t table_bytes() const noexcept { return table_bytes_; }
   std::uint64_t hint_bytes() const noexcept { return hint_bytes_; }
   std::uint64_t mapped_bytes() const noexcept { return mapped_bytes_; }
+  // The NUMA node that it prefers; -1: any.
+  std::int32_t numa_node() const noexcept { return numa_node_; }
 
  private:
   bool adopt(const std::string& path, const EngineConfig& config, std::uint64_t now_ms,
              StartReport& report);
   void lay_out(const Geometry& geometry, std::uint64_t hint_bytes);
   std::uint64_t total_bytes() const noexcept;
-  void map_private(bool huge_pages);
+  void map_private(bool huge_pages, MemoryClaim claim);
+  void place(std::int32_t node);
   void write_head(const EngineConfig& config, std::uint64_t now_ms, std::optional<Tick> tick);
 
   Kind kind_ = Kind::New;
@@ -62,6 +71,7 @@ class ArenaMemory {
   std::unique_ptr<SharedFile> file_;
   void* mapping_ = nullptr;  // of process memory
   std::uint64_t mapped_bytes_ = 0;
+  std::int32_t numa_node_ = -1;
 };
 
 // What a number of segments may hold of the index.

@@ -89,6 +89,10 @@ QueueSizes Domain::sizes_locked() const noexcept {
   return {count(Queue::Small), count(Queue::Main), budget_segments()};
 }
 
+std::uint64_t Domain::used_bytes() const noexcept {
+  return std::uint64_t{used_shown_.load(std::memory_order_relaxed)} * parts_.arena.segment_bytes();
+}
+
 std::uint64_t Domain::budget_bytes() const noexcept {
   return std::uint64_t{budget_segments()} * parts_.arena.segment_bytes();
 }
@@ -446,8 +450,7 @@ void Domain::visit(CounterVisitor& visitor) const {
   visitor.gauge("feature_cache_domain_budget_bytes", "Byte budget.", labels,
                 static_cast<double>(budget_bytes()));
   visitor.gauge("feature_cache_domain_used_bytes", "Bytes of the segments in use.", labels,
-                static_cast<double>(used_shown_.load(std::memory_order_relaxed)) *
-                    parts_.arena.segment_bytes());
+                static_cast<double>(used_bytes()));
   visitor.gauge("feature_cache_domain_live_bytes", "Bytes of indexed records, headers included.",
                 labels, static_cast<double>(live_bytes_.get()));
   visitor.gauge("feature_cache_domain_payload_bytes", "Bytes of indexed keys and values.", labels,

@@ -133,6 +133,7 @@ class Domain {
   void resize(std::uint32_t segments, std::uint64_t entry_budget, Tick now);
   void visit(CounterVisitor& visitor) const;
   std::uint64_t side_bytes() const noexcept { return sizeof(*this) + policy_->memory_bytes(); }
+  std::uint64_t used_bytes() const noexcept;
   std::uint64_t entries() const noexcept { return entries_.load(std::memory_order_relaxed); }
   bool over_entry_share() const noexcept {
     return entries() > entry_budget_.load(std::memory_order_relaxed);

@@ -353,6 +353,19 @@ void DramTier::drop_shards(std::span<const std::uint32_t> shards) {
       });
 }
 
+std::uint64_t DramTier::segments_most(DomainIndex domain) {
+  const std::lock_guard lock(resize_mutex_);
+  return segments_most_locked(domain);
+}
+
+std::uint64_t DramTier::segments_most_locked(DomainIndex domain) const noexcept {
+  std::uint64_t left = geometry_.segment_count - geometry_.reserve_segments;
+  for (std::size_t d = 0; d < domains_.size(); ++d) {
+    if (d != domain) left -= std::min<std::uint64_t>(left, domains_[d]->budget_segments());
+  }
+  return left;
+}
+
 std::uint64_t DramTier::resize(DomainIndex domain_index, std::uint64_t budget_bytes) {
   const std::lock_guard lock(resize_mutex_);
   Domain& domain = *domains_[domain_index];
@@ -364,14 +377,9 @@ std::uint64_t DramTier::resize(DomainIndex domain_index, std::uint64_t budget_by
         std::to_string(std::uint64_t{layout::kMinDomainSegments} * geometry_.segment_bytes) +
         " bytes");
   }
-  std::uint64_t others = 0;
-  for (const auto& other : domains_) {
-    if (other.get() != &domain) others += other->budget_segments();
-  }
-  const std::uint64_t available = geometry_.segment_count - geometry_.reserve_segments;
-  if (others + segments > available) {
-    throw std::invalid_argument("only " +
-                                std::to_string((available - others) * geometry_.segment_bytes) +
+  const std::uint64_t most = segments_most_locked(domain_index);
+  if (segments > most) {
+    throw std::invalid_argument("only " + std::to_string(most * geometry_.segment_bytes) +
                                 " bytes are free of other domains' budgets: shrink one first");
   }
   domain.resize(static_cast<std::uint32_t>(segments), entry_budget_of(geometry_, segments), now());
@@ -391,6 +399,30 @@ std::uint64_t DramTier::side_bytes() const noexcept {
   for (const auto& domain : domains_) bytes += domain->side_bytes();
   for (const auto& ns : namespaces_) bytes += sizeof(*ns) + ns->router->memory_bytes();
   return bytes;
+}
+
+// What is to be seen of one instance beside the others; all else adds up over them.
+void DramTier::visit_instance(CounterVisitor& visitor) const {
+  const std::string number = std::to_string(instance_);
+  const Label labels[] = {{"instance", number}};
+  std::uint64_t items = 0;
+  std::uint64_t used_bytes = 0;
+  std::uint64_t hits = 0;
+  for (const auto& domain : domains_) {
+    items += domain->entries();
+    used_bytes += domain->used_bytes();
+  }
+  for (const auto& ns : namespaces_) hits += ns->hits.get();
+  visitor.gauge("feature_cache_instance_items", "Items in DRAM of an instance.", labels,
+                static_cast<double>(items));
+  visitor.gauge("feature_cache_instance_used_bytes", "Bytes of its segments in use.", labels,
+                static_cast<double>(used_bytes));
+  visitor.gauge("feature_cache_instance_memory_bytes", "The memory it was given.", labels,
+                static_cast<double>(memory_bytes_));
+  visitor.gauge("feature_cache_instance_numa_node", "The NUMA node that it prefers; -1: any.",
+                labels, memory_.numa_node());
+  visitor.counter("feature_cache_instance_hits_total", "Keys that it answered with a value.",
+                  labels, hits);
 }
 
 void DramTier::visit(CounterVisitor& visitor) const {
@@ -414,6 +446,7 @@ void DramTier::visit(CounterVisitor& visitor) const {
                     "Fetched values not kept, because a write came in between.", labels,
                     ns->tokens_void.get());
   }
+  visit_instance(visitor);
   visitor.gauge("feature_cache_memory_budget_bytes", "The configured memory.", {},
                 static_cast<double>(memory_bytes_));
   visitor.gauge("feature_cache_arena_bytes", "Segments, reserve included.", {},

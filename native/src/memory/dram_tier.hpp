@@ -40,7 +40,8 @@ class DramTier {
   // a config that does not fit, std::bad_alloc for no memory, std::system_error for a directory of
   // shared memory that cannot be used.
   DramTier(const EngineConfig& config, const Clock& clock, StartReport& report,
-           std::optional<Tick> tick = {}, RecoveryProgress* progress = nullptr);
+           std::optional<Tick> tick = {}, RecoveryProgress* progress = nullptr,
+           MemoryClaim claim = MemoryClaim::Whole);
   ~DramTier();
 
   NamespaceIndex find_namespace(std::string_view name) const noexcept;
@@ -102,6 +103,9 @@ class DramTier {
   std::uint64_t flush(NamespaceIndex ns);
   void drop_shards(std::span<const std::uint32_t> shards);
   std::uint64_t resize(DomainIndex domain, std::uint64_t budget_bytes);
+  // The most segments that the domain may be given while the others keep theirs.
+  std::uint64_t segments_most(DomainIndex domain);
+  std::uint32_t segment_bytes() const noexcept { return geometry_.segment_bytes; }
   void maintain();
   void visit(CounterVisitor& visitor) const;
 
@@ -158,6 +162,8 @@ class DramTier {
                                              std::span<const DomainIdentity> identities);
   std::vector<std::uint32_t> budgets_of(const EngineConfig& config) const;
   std::uint64_t side_bytes() const noexcept;
+  std::uint64_t segments_most_locked(DomainIndex domain) const noexcept;
+  void visit_instance(CounterVisitor& visitor) const;
 
   // get.cpp
   template <bool kHides, class Tiers>
@@ -172,8 +178,8 @@ class DramTier {
              const RecordHeader& record, Entry entry, Slot& slot, const KeyHash& hash);
   bool serve_below(GetBatch& batch, GetTally& tally, std::size_t position, Entry entry, Slot& slot,
                    std::uint64_t hash, Token token);
-  bool append_value(GetColumn& column, GetBatch& batch, GetTally& tally, std::size_t position,
-                    CellStatus status, std::uint32_t bytes, std::uint8_t** to);
+  bool append_value(GetColumn& column, GetBatch& batch, std::size_t position, CellStatus status,
+                    std::uint32_t bytes, std::uint8_t** to);
   void count(const GetTally& tally) noexcept;
   void copy_value(const RecordHeader& record, std::uint64_t location, std::uint8_t* to) noexcept;
 

@@ -4,14 +4,15 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "core/instances.hpp"
 #include "core/sequence_point.hpp"
 #include "memory/dram_tier.hpp"
 
 namespace fc {
 
 DramTier::DramTier(const EngineConfig& config, const Clock& clock, StartReport& report,
-                   std::optional<Tick> tick, RecoveryProgress* progress)
-    : memory_((config.validate(), config), clock.now_ms(), tick, report),
+                   std::optional<Tick> tick, RecoveryProgress* progress, MemoryClaim claim)
+    : memory_((config.validate(), config), clock.now_ms(), tick, report, claim),
       geometry_(memory_.geometry()),
       ticks_(clock, memory_.head().header.tick_base_ms),
       max_value_bytes_(config.max_value_bytes),
@@ -184,7 +185,8 @@ std::vector<std::uint32_t> DramTier::budgets_of(const EngineConfig& config) cons
         throw std::invalid_argument(
             "namespace " + ns.name + ", domain " + domain.name + ": a budget of " +
             std::to_string(domain.budget_bytes) + " bytes is below the least of " +
-            std::to_string(std::uint64_t{layout::kMinDomainSegments} * geometry_.segment_bytes));
+            std::to_string(std::uint64_t{layout::kMinDomainSegments} * geometry_.segment_bytes) +
+            in_each(config));
       }
       all += segments;
       budgets.push_back(segments);
@@ -193,10 +195,11 @@ std::vector<std::uint32_t> DramTier::budgets_of(const EngineConfig& config) cons
   const std::uint64_t available = geometry_.segment_count - geometry_.reserve_segments;
   if (all <= available) return budgets;
   if (memory_.kind() == ArenaMemory::Kind::New) {
-    throw std::invalid_argument(
-        "the domains' budgets add up to " + std::to_string(all * geometry_.segment_bytes) +
-        " bytes, but of memory of " + std::to_string(config.memory_bytes) + " bytes only " +
-        std::to_string(geometry_.domain_bytes()) + " are left after index and tables");
+    throw std::invalid_argument("the domains' budgets add up to " +
+                                std::to_string(all * geometry_.segment_bytes) +
+                                " bytes, but of memory of " + std::to_string(config.memory_bytes) +
+                                " bytes only " + std::to_string(geometry_.domain_bytes()) +
+                                " are left after index and tables" + in_each(config));
   }
   for (std::uint32_t& budget : budgets) {
     budget = std::max<std::uint32_t>(layout::kMinDomainSegments,

@@ -47,26 +47,34 @@ inline Slot* first_candidate(Bucket& bucket, std::uint16_t tag, std::uint64_t* w
   return entry.empty() || entry.tag() != tag ? nullptr : &slot;
 }
 
-inline void prefetch_record(const std::byte* at, unsigned lines) noexcept {
+inline void prefetch_record(const RecordHeader* record, unsigned lines) noexcept {
+  const auto* at = reinterpret_cast<const std::byte*>(record);
   const unsigned end = std::min(lines + 1, kPrefetchLines);  // one more: records are not aligned
   for (unsigned i = 0; i < end; ++i) __builtin_prefetch(at + i * Entry::kCacheLine);
 }
 
 }  // namespace
 
-// What a batch counts in one tier; added to the shared counters once, at its end.
-struct DramTier::GetTally {
-  GetTally(const DramTier& tier, NamespaceIndex index)
-      : ns(tier.namespaces_[index].get()), first_domain(ns->first_domain) {}
-  Namespace* ns;
-  Tick tick = 0;  // 0: not asked yet
+// What a batch has at hand of one tier, and counts in it: added to the shared counters once, at its
+// end. The first line is what the passes touch.
+struct alignas(64) DramTier::GetTally {
+  GetTally(DramTier& of, NamespaceIndex number)
+      : index(of.index_.view()),
+        arena(of.arena_.view()),
+        first_domain(of.namespaces_[number]->first_domain),
+        tier(&of),
+        ns(of.namespaces_[number].get()) {}
+  const IndexView index;
+  const ArenaView arena;
+  const DomainIndex first_domain;
   std::uint16_t incarnation = 0;
-  DomainIndex first_domain;
+  Tick tick = 0;  // 0: not asked yet
+  DramTier* const tier;
+  Namespace* const ns;
   std::array<std::uint32_t, layout::kMaxDomainsOfNamespace> domain_hits{};
-  std::uint64_t hits = 0;
   std::uint64_t misses = 0;
   std::uint64_t negative_hits = 0;
-  std::uint64_t below_hits = 0;  // of `hits`, those from the tier below
+  std::uint64_t below_hits = 0;
 };
 
 // A batch on its way, through one tier or several.
@@ -92,65 +100,56 @@ class DramTier::OneTier {
   struct Choice {};
   class Chunk {
    public:
-    explicit Chunk(const OneTier& tiers) : epoch_(tiers.tier_.epochs_) {
+    explicit Chunk(const OneTier& tiers) : epoch_(tiers.tally_.tier->epochs_) {
       tiers.tally_.incarnation = tiers.tally_.ns->incarnation.load(std::memory_order_acquire);
     }
 
    private:
     EpochGuard epoch_;
   };
-  OneTier(DramTier& tier, GetTally& tally) : tier_(tier), tally_(tally) {}
+  explicit OneTier(GetTally& tally) : tally_(tally) {}
 
   std::uint64_t seed() const noexcept { return tally_.ns->seed; }
   Choice choose(const KeyHash&, Chunk&) const noexcept { return {}; }
-  DramTier& tier(Choice) const noexcept { return tier_; }
   GetTally& tally(Choice) const noexcept { return tally_; }
 
  private:
-  DramTier& tier_;
   GetTally& tally_;
 };
 
 // The passes over the tiers of several instances: each key goes to its own, in the same groups.
 class DramTier::ManyTiers {
  public:
-  struct Choice {
-    std::uint32_t instance;
-  };
+  using Choice = GetTally*;
   // Holds the epochs of the instances that the chunk's keys have come to so far.
   class Chunk {
    public:
     explicit Chunk(const ManyTiers&) {}
-    void reach(const ManyTiers& tiers, std::uint32_t instance) {
+    void reach(std::uint32_t instance, GetTally& tally) {
       if (epochs_.holds(instance)) [[likely]]
         return;
-      epochs_.enter(instance, tiers.tiers_[instance]->epochs_);
-      GetTally& tally = tiers.tallies_[instance];
-      if (tally.tick == 0) tally.tick = tiers.tiers_[instance]->now();
+      epochs_.enter(instance, tally.tier->epochs_);
+      if (tally.tick == 0) tally.tick = tally.tier->now();
       tally.incarnation = tally.ns->incarnation.load(std::memory_order_acquire);
     }
 
    private:
     EpochGuards epochs_;
   };
-  ManyTiers(std::span<DramTier* const> tiers, std::span<GetTally> tallies)
-      : tiers_(tiers.data()),
-        tallies_(tallies.data()),
-        count_(static_cast<std::uint32_t>(tiers.size())) {}
+  ManyTiers(std::span<GetTally> tallies, const PlacementTable& table)
+      : tallies_(tallies.data()), table_(table.data()) {}
 
   std::uint64_t seed() const noexcept { return tallies_->ns->seed; }
   Choice choose(const KeyHash& hash, Chunk& chunk) const {
-    const std::uint32_t instance = instance_of(hash.high, count_);
-    chunk.reach(*this, instance);
-    return {instance};
+    const std::uint32_t instance = table_[placement_slot(hash.high)];
+    chunk.reach(instance, tallies_[instance]);
+    return &tallies_[instance];
   }
-  DramTier& tier(Choice choice) const noexcept { return *tiers_[choice.instance]; }
-  GetTally& tally(Choice choice) const noexcept { return tallies_[choice.instance]; }
+  GetTally& tally(Choice choice) const noexcept { return *choice; }
 
  private:
-  DramTier* const* const tiers_;
   GetTally* const tallies_;
-  const std::uint32_t count_;
+  const std::uint8_t* const table_;
 };
 
 template <bool kHides, class Tiers>
@@ -175,9 +174,9 @@ std::uint64_t DramTier::get(GetColumn& column, std::span<const std::uint64_t> re
   GetTally tally(*this, column.ns);
   tally.tick = now();
   if (!moved_.active()) [[likely]] {
-    get_all<false>(OneTier(*this, tally), batch);
+    get_all<false>(OneTier(tally), batch);
   } else {
-    get_all<true>(OneTier(*this, tally), batch);
+    get_all<true>(OneTier(tally), batch);
   }
   if (!column.quiet) count(tally);
   return tally.below_hits;
@@ -188,11 +187,11 @@ void TierSet::get(GetColumn& column, std::span<std::uint64_t> below_hits) const 
   std::vector<DramTier::GetTally> tallies;
   tallies.reserve(tiers_.size());
   bool hides = false;
-  for (const DramTier* tier : tiers_) {
+  for (DramTier* tier : tiers_) {
     tallies.emplace_back(*tier, column.ns);
     hides |= tier->moved_.active();
   }
-  const DramTier::ManyTiers all(tiers_, tallies);
+  const DramTier::ManyTiers all(tallies, table_);
   if (!hides) [[likely]] {
     DramTier::get_all<false>(all, batch);
   } else {
@@ -206,19 +205,22 @@ void TierSet::get(GetColumn& column, std::span<std::uint64_t> below_hits) const 
 
 void DramTier::count(const GetTally& tally) noexcept {
   Namespace& ns = *tally.ns;
+  std::uint64_t hits = tally.below_hits;
   for (std::size_t i = 0; i < ns.domain_count; ++i) {
-    if (tally.domain_hits[i] != 0) domains_[ns.first_domain + i]->hits.add(tally.domain_hits[i]);
+    if (tally.domain_hits[i] == 0) continue;
+    domains_[ns.first_domain + i]->hits.add(tally.domain_hits[i]);
+    hits += tally.domain_hits[i];
   }
-  if (tally.hits != 0) ns.hits.add(tally.hits);
+  if (hits != 0) ns.hits.add(hits);
   if (tally.misses != 0) ns.misses.add(tally.misses);
   if (tally.negative_hits != 0) ns.negative_hits.add(tally.negative_hits);
 }
 
 // Makes room for a value, which the caller copies and commits; false, and the cell is Throttled,
 // when the reply has none.
-inline bool DramTier::append_value(GetColumn& column, GetBatch& batch, GetTally& tally,
-                                   std::size_t position, CellStatus status, std::uint32_t bytes,
-                                   std::uint8_t** to) {
+[[gnu::always_inline]] inline bool DramTier::append_value(GetColumn& column, GetBatch& batch,
+                                                          std::size_t position, CellStatus status,
+                                                          std::uint32_t bytes, std::uint8_t** to) {
   if (batch.value_bytes + bytes > column.max_value_bytes) {
     column.statuses[position] = CellStatus::Throttled;
     column.lengths[position] = 0;
@@ -228,15 +230,15 @@ inline bool DramTier::append_value(GetColumn& column, GetBatch& batch, GetTally&
   *to = column.values->reserve(bytes);
   column.statuses[position] = status;
   column.lengths[position] = bytes;
-  ++tally.hits;
   return true;
 }
 
 // Answers one key from its record; false when the record has expired, or its key moved since.
 template <bool kHides>
-inline bool DramTier::serve(GetColumn& column, GetBatch& batch, GetTally& tally,
-                            std::size_t position, const RecordHeader& record, Entry entry,
-                            Slot& slot, const KeyHash& hash) {
+[[gnu::always_inline]] inline bool DramTier::serve(GetColumn& column, GetBatch& batch,
+                                                   GetTally& tally, std::size_t position,
+                                                   const RecordHeader& record, Entry entry,
+                                                   Slot& slot, const KeyHash& hash) {
   if (record.expired(tally.tick)) return false;
   if constexpr (kHides) {
     if (moved_.hides(arena_.stamp_of(arena_.segment_of(entry.location())), hash.high)) return false;
@@ -244,7 +246,7 @@ inline bool DramTier::serve(GetColumn& column, GetBatch& batch, GetTally& tally,
   if (entry.frequency() < Entry::kMaxFrequency) {
     batch.touched[batch.touched_count++] = {&slot, entry.word()};
   }
-  const DomainIndex domain = arena_.domain_of(arena_.segment_of(entry.location()));
+  const DomainIndex domain = tally.arena.domain_of(entry.location());
   if (record.negative()) {
     column.statuses[position] = CellStatus::NotFound;
     column.lengths[position] = 0;
@@ -252,10 +254,11 @@ inline bool DramTier::serve(GetColumn& column, GetBatch& batch, GetTally& tally,
     return true;
   }
   const std::uint32_t bytes = record.value_bytes();
-  if (!arena_.is_sound(record, entry.location())) [[unlikely]]
-    return false;
+  if (record.large() || !tally.arena.ends_in_segment(record, entry.location())) [[unlikely]] {
+    if (!arena_.is_sound(record, entry.location())) return false;
+  }
   std::uint8_t* to = nullptr;
-  if (!append_value(column, batch, tally, position, CellStatus::HitDram, bytes, &to)) return true;
+  if (!append_value(column, batch, position, CellStatus::HitDram, bytes, &to)) return true;
   if (!record.large()) [[likely]] {
     std::memcpy(to, record.value_data(), bytes);
   } else {
@@ -314,55 +317,56 @@ void DramTier::get_group(const Tiers tiers, typename Tiers::Chunk& chunk, GetBat
   const std::size_t count = end - begin;
   const std::uint64_t seed = tiers.seed();
   for (std::size_t i = 0; i < count; ++i) {
-    Probe& key = probes[i];
     const KeyHash hash = hash_key(seed, keys[begin + i]);
-    key.hash = hash.low;
-    if constexpr (kHides) key.high = hash.high;
-    key.choice = tiers.choose(hash, chunk);
-    const Index& index = tiers.tier(key.choice).index_;
+    probes[i].hash = hash.low;
+    if constexpr (kHides) probes[i].high = hash.high;
+    probes[i].choice = tiers.choose(hash, chunk);
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    Probe& key = probes[i];
+    const IndexView& index = tiers.tally(key.choice).index;
     key.bucket = index.home_of(key.hash);
     index.prefetch(key.bucket);
   }
   std::size_t elsewhere_count = 0;
   for (std::size_t i = 0; i < count; ++i) {
     Probe& key = probes[i];
-    DramTier& tier = tiers.tier(key.choice);
+    const GetTally& tally = tiers.tally(key.choice);
     const std::uint16_t tag = Index::tag_of(key.hash);
-    key.slot = first_candidate(tier.index_.bucket(key.bucket), tag, &key.word);
+    key.slot = first_candidate(tally.index.bucket(key.bucket), tag, &key.word);
     if (key.slot != nullptr) {
       if (!key.entry().on_nvm()) [[likely]] {
-        prefetch_record(tier.arena_.address(key.entry().location()), key.entry().lines());
+        prefetch_record(tally.arena.record(key.entry().location()), key.entry().lines());
       }
     } else {
-      key.bucket = tier.index_.partner_of(key.bucket, tag);
-      tier.index_.prefetch(key.bucket);
+      key.bucket = tally.index.partner_of(key.bucket, tag);
+      tally.index.prefetch(key.bucket);
       elsewhere[elsewhere_count++] = static_cast<std::uint32_t>(i);
     }
   }
   for (std::size_t e = 0; e < elsewhere_count; ++e) {
     Probe& key = probes[elsewhere[e]];
-    DramTier& tier = tiers.tier(key.choice);
-    key.slot = first_candidate(tier.index_.bucket(key.bucket), Index::tag_of(key.hash), &key.word);
+    const GetTally& tally = tiers.tally(key.choice);
+    key.slot = first_candidate(tally.index.bucket(key.bucket), Index::tag_of(key.hash), &key.word);
     if (key.slot != nullptr && !key.entry().on_nvm()) {
-      prefetch_record(tier.arena_.address(key.entry().location()), key.entry().lines());
+      prefetch_record(tally.arena.record(key.entry().location()), key.entry().lines());
     }
   }
   for (std::size_t i = 0; i < count; ++i) {
     const Probe& key = probes[i];
     const std::size_t position = begin + i;
-    DramTier& tier = tiers.tier(key.choice);
     GetTally& tally = tiers.tally(key.choice);
     KeyHash hash{.low = key.hash, .high = 0};
     if constexpr (kHides) hash.high = key.high;
     if (key.slot != nullptr && !key.entry().on_nvm()) {
-      const RecordHeader& record = *tier.arena_.record(key.entry().location());
+      const RecordHeader& record = *tally.arena.record(key.entry().location());
       if (record.holds(keys[position], tally.incarnation) &&
-          tier.template serve<kHides>(column, batch, tally, position, record, key.entry(),
-                                      *key.slot, hash)) [[likely]] {
+          tally.tier->template serve<kHides>(column, batch, tally, position, record, key.entry(),
+                                             *key.slot, hash)) [[likely]] {
         continue;
       }
     }
-    tier.template find_again<kHides>(batch, tally, position, hash);
+    tally.tier->template find_again<kHides>(batch, tally, position, hash);
   }
 }
 
@@ -422,8 +426,7 @@ bool DramTier::serve_below(GetBatch& batch, GetTally& tally, std::size_t positio
       if (record.key != column.keys[position]) return false;
       if (record.expiry != kNever && record.expiry <= tally.tick) return false;
       std::uint8_t* to = nullptr;
-      if (append_value(column, batch, tally, position, CellStatus::HitNvm, record.value_bytes,
-                       &to)) {
+      if (append_value(column, batch, position, CellStatus::HitNvm, record.value_bytes, &to)) {
         std::memcpy(to, record.value, record.value_bytes);
         column.values->commit(record.value_bytes);
         ++tally.below_hits;

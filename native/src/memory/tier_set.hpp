@@ -18,7 +18,9 @@ namespace fc {
 class TierSet {
  public:
   // In order of their instances; 1..layout::kMaxInstances.
-  explicit TierSet(std::vector<DramTier*> tiers) : tiers_(std::move(tiers)) {}
+  explicit TierSet(std::vector<DramTier*> tiers)
+      : tiers_(std::move(tiers)),
+        table_(placement_table(static_cast<std::uint32_t>(tiers_.size()))) {}
 
   std::size_t size() const noexcept { return tiers_.size(); }
   // The instance of a key.
@@ -39,10 +41,11 @@ class TierSet {
 
   std::uint64_t seed_of(NamespaceIndex ns) const noexcept;
   std::uint32_t instance_of_hash(const KeyHash& hash) const noexcept {
-    return instance_of(hash.high, static_cast<std::uint32_t>(tiers_.size()));
+    return table_[placement_slot(hash.high)];
   }
 
   const std::vector<DramTier*> tiers_;
+  const PlacementTable& table_;
 };
 
 }  // namespace fc

@@ -127,6 +127,13 @@ FreeMemory free_memory(const std::string& directory) {
     limit_by_huge_pages(room, static_cast<std::uint64_t>(mount.f_bsize));
     return room;
   }
+  const FreeMemory machine = free_memory();
+  room.limit(machine.bytes, machine.of);
+  return room;
+}
+
+FreeMemory free_memory() {
+  FreeMemory room;
   // Without swap: a cache that lies there is slower than none.
   if (const std::uint64_t available = field(small_file("/proc/meminfo"), "MemAvailable")) {
     room.limit(available * kKiB, "the machine's memory");
@@ -134,6 +141,13 @@ FreeMemory free_memory(const std::string& directory) {
   const FreeMemory cgroup = free_cgroup_memory(small_file("/proc/self/cgroup"), "/sys/fs/cgroup");
   room.limit(cgroup.bytes, cgroup.of);
   return room;
+}
+
+std::string not_enough(const FreeMemory& room, std::uint64_t bytes) {
+  constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
+  return std::to_string((bytes + kMiB - 1) / kMiB) + " MiB are needed and " + room.of + " has " +
+         std::to_string(room.bytes / kMiB) + " MiB free; free some, allow more, or make memory " +
+         "smaller";
 }
 
 }  // namespace fc

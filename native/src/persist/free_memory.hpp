@@ -23,6 +23,12 @@ struct FreeMemory {
 // process have. What cannot be read is no limit.
 FreeMemory free_memory(const std::string& directory);
 
+// For memory of this process: the least of what the machine and those cgroups have.
+FreeMemory free_memory();
+
+// What a refusal says: how much is needed, what there is and of what.
+std::string not_enough(const FreeMemory& room, std::uint64_t bytes);
+
 // Of the cgroups alone: `membership` is what /proc/self/cgroup says, `root` where cgroups are
 // mounted. In a container the path there may be the host's, so every part of it is tried.
 FreeMemory free_cgroup_memory(const std::string& membership, const std::string& root);

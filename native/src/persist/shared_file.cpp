@@ -11,7 +11,9 @@
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
+#include <condition_variable>
 #include <limits>
+#include <mutex>
 #include <sstream>
 #include <system_error>
 
@@ -188,10 +190,52 @@ int reserve(int descriptor, std::uint64_t bytes) {
   return 0;
 }
 
-std::string not_enough(const FreeMemory& room, std::uint64_t bytes) {
-  return megabytes(round_up(bytes, kHugePage)) + " are needed and " + room.of + " has " +
-         megabytes(room.bytes) + " free; free some, allow more, or make memory smaller";
+// What files that are being made have been promised and may not have taken yet: a node's instances
+// make theirs at the same time, and each must leave the others what they were told was free.
+class Promises {
+ public:
+  // Promises `bytes` of a directory's memory, waiting for others to have taken theirs where only
+  // then can be said whether they are there. False: they are not; `room` says what is.
+  bool promise(const std::string& directory, std::uint64_t bytes, FreeMemory& room) {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      room = free_memory(directory);
+      if (bytes <= room.bytes && promised_ <= room.bytes - bytes) {
+        promised_ += bytes;
+        return true;
+      }
+      if (promised_ == 0) return false;
+      taken_.wait(lock);
+    }
+  }
+  void taken(std::uint64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    promised_ -= bytes;
+    taken_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable taken_;
+  std::uint64_t promised_ = 0;  // guarded by mutex_
+};
+
+Promises& promises() {
+  static Promises of_process;
+  return of_process;
 }
+
+// Holds a promise until the pages are there, or will not be.
+class Promise {
+ public:
+  explicit Promise(std::uint64_t bytes) : bytes_(bytes) {}
+  ~Promise() { promises().taken(bytes_); }
+  Promise(const Promise&) = delete;
+  Promise& operator=(const Promise&) = delete;
+
+ private:
+  const std::uint64_t bytes_;
+};
 
 }  // namespace
 
@@ -255,8 +299,11 @@ std::unique_ptr<SharedFile> SharedFile::create(const std::string& path, std::uin
   }
   try {
     // Asked first: short of memory the kernel would end processes, not this call.
-    const FreeMemory room = free_memory(directory_of(path));
-    if (bytes > room.bytes) fail(ENOSPC, path, not_enough(room, bytes));
+    FreeMemory room;
+    if (!promises().promise(directory_of(path), bytes, room)) {
+      fail(ENOSPC, path, not_enough(room, bytes));
+    }
+    const Promise promised(bytes);
     if (ftruncate(file.get(), static_cast<off_t>(bytes)) != 0) {
       fail(errno, path,
            "it cannot be made " + megabytes(bytes) +
