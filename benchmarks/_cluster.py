@@ -189,19 +189,24 @@ class ShardedCluster:
         leaf.wait()
         return leaf
 
-    def wait_settled(self, timeout_s: float = 60.0) -> float:
-        """Until all replicas of all shards are online on leaves that run; returns the seconds."""
+    def wait_settled(self, holding: Member | None = None, timeout_s: float = 60.0) -> float:
+        """Until all replicas of all shards are online on leaves that run; returns the seconds.
+
+        `holding`: a leaf that must have some of them.
+        """
         began = time.monotonic()
         wanted = self._replicas_wanted
         while time.monotonic() < began + timeout_s:
+            time.sleep(_POLL_S)
             running = [leaf.status().cluster for leaf in self.leaves if leaf.running]
             online = sum(cluster.shards_online for cluster in running)
             warming = sum(cluster.shards_warming for cluster in running)
             running.append(self.root.status().cluster)
             warming += running[-1].shards_warming  # by the map
+            if holding is not None and not holding.status().cluster.shards_online:
+                continue
             if online == wanted and not warming and len({c.map_version for c in running}) == 1:
                 return time.monotonic() - began
-            time.sleep(_POLL_S)
         raise ClusterError(
             f"not all shards are online after {timeout_s:g} s: {online} of {wanted}, "
             f"{warming} warming:\n{self.leaves[0].log_end()}"

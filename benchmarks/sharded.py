@@ -15,7 +15,6 @@ from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
-from sharding.spectator import Spectator
 
 from benchmarks._cluster import CHROOT, NAMESPACE, ClusterError, Member, ShardedCluster
 from benchmarks._cluster_load import Load, by_second, wrong_values
@@ -25,6 +24,7 @@ from benchmarks._zookeeper import zookeeper
 from cache_daemon.client import Client
 from sharding.connection import Connection, ZooKeeperConfig
 from sharding.model import ReplicaState, ShardMap
+from sharding.spectator import Spectator
 
 __all__ = ["BENCH", "ShardedBench"]
 
@@ -187,8 +187,7 @@ def _zookeeper_down(size: _Size, folder: Path) -> Iterator[Figure]:
             up_at = time.monotonic()
             ensemble.start()
             # Changes resume: a new leaf gets shards.
-            cluster.add_leaf()
-            cluster.wait_settled()
+            cluster.wait_settled(cluster.add_leaf())
             resumed_s = time.monotonic() - up_at
             time.sleep(size.warm_s)
         _check_values(load)
@@ -313,7 +312,7 @@ def _leader_killed(_size: _Size, folder: Path) -> Iterator[Figure]:
             leader = ensemble.leader()
             ensemble.kill(leader)
             killed_at = time.monotonic()
-            cluster.wait_settled()
+            cluster.wait_settled(new)
             settled_s = time.monotonic() - killed_at
             ensemble.start(leader)
             shards = new.status().cluster.shards_online
@@ -351,8 +350,7 @@ def _leaf_added(_size: _Size, folder: Path) -> Iterator[Figure]:
         with _View(ensemble.hosts) as view:
             before = _pairs(view.latest())
             began = time.monotonic()
-            cluster.add_leaf()
-            cluster.wait_settled()
+            cluster.wait_settled(cluster.add_leaf())
             seconds = time.monotonic() - began
             time.sleep(0.5)
             after = _pairs(view.latest())

@@ -86,7 +86,7 @@ def _run(console: Console, folder: Path, times: _Times) -> dict[str, Any]:
             watch.say(f"{killed.name} is started again")
             watch.run(times.back)
             killed.wait()
-        settled = cluster.wait_settled()
+        settled = cluster.wait_settled(killed)
         watch.say(f"every shard has both replicas again; {settled:.1f} s after the load")
         seconds = by_second(load.batches(), load.began)
         report = _report(seconds, load, kill_at)
