@@ -54,7 +54,7 @@ class Board:
 
     @property
     def width(self) -> int:
-        return self.assignment.shape[1]
+        return int(self.assignment.shape[1])
 
     def load(self) -> Ints:
         """Replicas a node."""
@@ -219,7 +219,8 @@ class Board:
         self.take_back_misplaced()
 
     def _first_hole(self) -> Ints:
-        return np.argmax(self.assignment == _NONE, axis=1)
+        first: Ints = np.argmax(self.assignment == _NONE, axis=1)
+        return first
 
     def _misplaced(self) -> tuple[Ints, Ints]:
         """Fresh entries that are not legal, at most one a row."""

@@ -36,7 +36,7 @@ def whole_quotas(
     zones = len(zone_cap)
     floor = np.zeros_like(cap) if least is None else least
     shares = _shares(total, weight, cap, zone, zone_cap, floor)
-    zone_share = np.bincount(zone, shares, zones)
+    zone_share: Floats = np.bincount(zone, shares, zones).astype(np.float64)
     zone_quota = np.floor(zone_share + _EPSILON).astype(np.int64)
     zone_most = np.minimum(zone_cap, np.bincount(zone, cap, zones).astype(np.int64))
     zone_held = np.bincount(zone, held, zones).astype(np.int64)
@@ -68,7 +68,7 @@ def _shares(
 
     def by_zone(level: Floats) -> Floats:
         filled = np.clip(level[zone] * relative, floor, cap)
-        return np.bincount(zone, filled, zones)
+        return np.bincount(zone, filled, zones).astype(np.float64)
 
     most = total / _LEAST_WEIGHT + 1.0
     low, high = 0.0, most
@@ -86,7 +86,8 @@ def _shares(
         above = by_zone(levels) > zone_cap
         highs = np.where(over & above, levels, highs)
         lows = np.where(over & ~above, levels, lows)
-    return np.clip(np.where(over, lows, high)[zone] * relative, floor, cap)
+    shares: Floats = np.clip(np.where(over, lows, high)[zone] * relative, floor, cap)
+    return shares
 
 
 def _give(odd: Ints, quota: Ints, cap: Ints, group: Ints, share: Floats, held: Ints) -> None:
