@@ -237,6 +237,8 @@ class NodeConfig:
         root: RootConfig | None = None,  # given: a root; without memory it keeps nothing
         leaf: LeafConfig | None = None,  # given: a leaf
         shard_count: int = 0,  # of a leaf: the cluster's shards, which may leave it and come back
+        instances: int = 0,  # that the node is split over; 0: as few as max_instance_bytes allows
+        max_instance_bytes: int = 256 << 30,
     ) -> None: ...
     memory_bytes: int
     namespaces: list[NamespaceConfig]
@@ -254,8 +256,14 @@ class NodeConfig:
     root: RootConfig | None
     leaf: LeafConfig | None
     shard_count: int
+    instances: int
+    max_instance_bytes: int
+    def instance_count(self) -> int:
+        """Over how many instances the node is split."""
     def arena_bytes(self) -> int:
         """Bytes that the domains' budgets may share, after index and tables are taken off.
+
+        Of all instances together.
 
         Raises ValueError when the memory is too small, or the NVM budgets do not fit the devices.
         """

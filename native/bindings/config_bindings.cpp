@@ -320,6 +320,25 @@ void bind_roles(py::module_& module) {
       .def_readwrite("write_log_bytes", &fc::LeafConfig::write_log_bytes);
 }
 
+// Over all instances. What budgets may share is as much as the instance with the least has, times
+// their number: budgets are divided evenly.
+std::uint64_t arena_bytes(const fc::NodeConfig& config) {
+  const std::vector<fc::EngineConfig> parts = fc::split_instances(config.engine);
+  std::uint64_t least = ~std::uint64_t{0};
+  for (const fc::EngineConfig& part : parts) {
+    least = std::min(least, fc::Geometry::plan(part).domain_bytes());
+  }
+  return least * parts.size();
+}
+std::uint64_t nvm_memory_bytes(const fc::NodeConfig& config) {
+  std::uint64_t sum = 0;
+  for (const fc::EngineConfig& part : fc::split_instances(config.engine)) {
+    const fc::Geometry plan = fc::Geometry::plan(part);
+    sum += plan.nvm_slots * kIndexSlotBytes + plan.nvm_memory_bytes;
+  }
+  return sum;
+}
+
 void bind_node_config(py::module_& module) {
   py::class_<fc::NodeConfig> bound(module, "NodeConfig");
   bound
@@ -332,8 +351,11 @@ void bind_node_config(py::module_& module) {
                        const std::optional<fc::NvmConfig>& nvm,
                        const std::optional<fc::PersistConfig>& persist,
                        const std::optional<fc::RootConfig>& root,
-                       const std::optional<fc::LeafConfig>& leaf, std::uint32_t shard_count) {
+                       const std::optional<fc::LeafConfig>& leaf, std::uint32_t shard_count,
+                       std::uint32_t instances, std::uint64_t max_instance_bytes) {
              fc::NodeConfig config;
+             config.engine.instances = instances;
+             config.engine.max_instance_bytes = max_instance_bytes;
              config.engine.shard_count = shard_count;
              config.engine.memory_bytes = memory_bytes;
              config.engine.namespaces = std::move(namespaces);
@@ -358,7 +380,8 @@ void bind_node_config(py::module_& module) {
            "max_batch_keys"_a = 16384, "max_reply_bytes"_a = 64 << 20,
            "max_pending_batches"_a = 4096, "refresh_keys_per_second"_a = 1000, "nvm"_a = py::none(),
            "persist"_a = py::none(), "root"_a = py::none(), "leaf"_a = py::none(),
-           "shard_count"_a = 0)
+           "shard_count"_a = 0, "instances"_a = 0,
+           "max_instance_bytes"_a = std::uint64_t{256} << 30)
       .def_readwrite("stores", &fc::NodeConfig::stores)
       .def_readwrite("max_batch_keys", &fc::NodeConfig::max_batch_keys)
       .def_readwrite("max_reply_bytes", &fc::NodeConfig::max_reply_bytes)
@@ -376,16 +399,15 @@ void bind_node_config(py::module_& module) {
           [](fc::NodeConfig& config, const std::optional<fc::LeafConfig>& leaf) {
             set_role(config.leaf, leaf);
           })
-      .def("arena_bytes",
-           [](const fc::NodeConfig& config) {
-             return fc::Geometry::plan(config.engine).domain_bytes();
-           })
-      .def("nvm_memory_bytes", [](const fc::NodeConfig& config) {
-        const fc::Geometry plan = fc::Geometry::plan(config.engine);
-        return plan.nvm_slots * kIndexSlotBytes + plan.nvm_memory_bytes;
-      });
+      .def("instance_count",
+           [](const fc::NodeConfig& config) { return config.engine.instances_wanted(); })
+      .def("arena_bytes", arena_bytes)
+      .def("nvm_memory_bytes", nvm_memory_bytes);
   inner_field(bound, "memory_bytes", &fc::NodeConfig::engine, &fc::EngineConfig::memory_bytes);
   inner_field(bound, "namespaces", &fc::NodeConfig::engine, &fc::EngineConfig::namespaces);
+  inner_field(bound, "instances", &fc::NodeConfig::engine, &fc::EngineConfig::instances);
+  inner_field(bound, "max_instance_bytes", &fc::NodeConfig::engine,
+              &fc::EngineConfig::max_instance_bytes);
   inner_field(bound, "shard_count", &fc::NodeConfig::engine, &fc::EngineConfig::shard_count);
   inner_field(bound, "segment_bytes", &fc::NodeConfig::engine, &fc::EngineConfig::segment_bytes);
   inner_field(bound, "expected_item_bytes", &fc::NodeConfig::engine,
