@@ -85,6 +85,14 @@ struct PutItem {
   bool negative = false;           // the store said that there is no value
 };
 
+// What an earlier process left of a leaf's shards.
+struct KeptShards {
+  std::uint32_t shard_count = 0;
+  std::vector<std::uint32_t> shards;  // rising; held when it ended, their items are all there still
+  std::uint64_t away_ms =
+      0;  // since it was alive last, at the least: writes of that time are missing
+};
+
 class Engine {
  public:
   virtual ~Engine() = default;
@@ -116,6 +124,13 @@ class Engine {
   // finds none of them, a write that starts after it is seen. Throws std::invalid_argument for
   // another number of shards than EngineConfig's, and for a shard beyond it.
   virtual void drop_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) = 0;
+  // Of a leaf: the shards that it answers for from now on, as of writes that it has all of. What is
+  // no longer among them is dropped. A process that comes after this one finds the items of these
+  // alone, and how long nobody was there for them: so hold what kept_shards() says only when the
+  // writes of that time are made up for, or it was dropped. Throws as drop_shards().
+  virtual void hold_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) = 0;
+  // As this start found it; items of all other shards were hidden by it.
+  virtual KeptShards kept_shards() const = 0;
   // Changes a domain's budget while serving; returns the old one. Throws std::invalid_argument
   // when there is no room for it.
   virtual std::uint64_t resize(DomainIndex domain, std::uint64_t budget_bytes) = 0;

@@ -45,7 +45,7 @@ inline constexpr std::size_t kMaxNvmDevices = 16;
 
 inline constexpr std::uint32_t kMaxInstances = 64;
 inline constexpr std::uint32_t kMaxShards = 1u << 20;
-inline constexpr double kShardBytes = 4.0;  // since when its copies count
+inline constexpr double kShardBytes = 12.0;  // since when its copies count, and whether it is held
 inline constexpr std::size_t kMaxNamespaces = 256;
 inline constexpr std::size_t kMaxDomains = 1024;
 inline constexpr std::size_t kMaxDomainsOfNamespace = 32;

@@ -5,10 +5,6 @@
 namespace fc {
 
 void MovedKeys::settle(const InstanceCounts& found) {
-  Stamp newest = 0;
-  for (std::uint32_t shard = 0; shard < shard_count_; ++shard) {
-    newest = std::max(newest, dropped_at(shard));
-  }
   if (found.known() && found.instance == instance_) {
     counts_ = found;
     last_found_ = std::max(last_found_, counts_.counts[counts_.used - 1].since);
@@ -27,7 +23,11 @@ void MovedKeys::settle(const InstanceCounts& found) {
     counts_.counts[counts_.used++] = {instances_, last_found_};
   }
   counts_.checksum = counts_.sum();
-  newest = std::max(newest, counts_.counts[counts_.used - 1].since);
+  Stamp newest = counts_.counts[counts_.used - 1].since;
+  for (std::uint32_t shard = 0; shard < shard_count_; ++shard) {
+    if (dropped_at(shard) == kAllFound) since_[shard].store(last_found_, std::memory_order_relaxed);
+    newest = std::max(newest, dropped_at(shard));
+  }
   newest_.store(newest, std::memory_order_relaxed);
   if (newest != 0) active_.store(true, std::memory_order_relaxed);
   now_.store(last_found_ + 1, std::memory_order_release);

@@ -77,6 +77,10 @@ class MovedKeys {
     last_found_ = std::max(last_found_, since);
     since_[shard].store(since, std::memory_order_relaxed);
   }
+  // Nobody knows what became of a shard meanwhile.
+  void found_unknown(std::uint32_t shard) noexcept {
+    since_[shard].store(kAllFound, std::memory_order_relaxed);
+  }
   // After all that was found, and before anything is opened.
   void settle(const InstanceCounts& counts);
   // The last stamp of earlier processes; after settle().
@@ -124,6 +128,8 @@ class MovedKeys {
   }
 
  private:
+  static constexpr Stamp kAllFound = ~Stamp{0};  // until it is settled
+
   bool hides_old(Stamp stamp, std::uint64_t high) const noexcept;
 
   const std::uint32_t instance_;

@@ -44,12 +44,12 @@ BundledEngine::BundledEngine(const EngineConfig& asked, const Clock& clock, bool
     }
     nvm_->recover();
     dram_.keep_incarnations();
-    dram_.settle_moves(found_ ? found_->counts : InstanceCounts{});
+    dram_.settle_moves(found_ ? found_->counts : InstanceCounts{}, report_);
     dram_.attach(*nvm_);
     promoter_ = std::make_unique<Promoter>(dram_, *nvm_, background);
     nvm_->start();
   }
-  if (nvm_ == nullptr) dram_.settle_moves({});
+  if (nvm_ == nullptr) dram_.settle_moves({}, report_);
   // What an earlier tier left must not be believed after a life without it.
   if (nvm_ == nullptr && config_.persist.enabled()) unlink(state_path().c_str());
   dram_.fit_budgets();
@@ -84,6 +84,11 @@ void BundledEngine::read(std::vector<NvmCell> cells, std::shared_ptr<NvmReader> 
 void BundledEngine::drop_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) {
   check_shards(shard_count, shards);
   dram_.drop_shards(shards);
+}
+
+void BundledEngine::hold_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) {
+  check_shards(shard_count, shards);
+  dram_.hold_shards(shards);
 }
 
 void BundledEngine::check_shards(std::uint32_t shard_count,

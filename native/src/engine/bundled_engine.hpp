@@ -55,6 +55,8 @@ class BundledEngine final : public Engine {
   }
   std::uint64_t flush(NamespaceIndex ns) override { return dram_.flush(ns); }
   void drop_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) override;
+  void hold_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) override;
+  KeptShards kept_shards() const override { return dram_.kept_shards(); }
   std::uint64_t resize(DomainIndex domain, std::uint64_t budget_bytes) override {
     return dram_.resize(domain, budget_bytes);
   }

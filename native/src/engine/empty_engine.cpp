@@ -55,6 +55,8 @@ class EmptyEngine final : public Engine {
   bool token_alive(NamespaceIndex, std::string_view, Token) const noexcept override { return true; }
   std::uint64_t flush(NamespaceIndex) override { return 0; }
   void drop_shards(std::uint32_t, std::span<const std::uint32_t>) override {}
+  void hold_shards(std::uint32_t, std::span<const std::uint32_t>) override {}
+  KeptShards kept_shards() const override { return {}; }
   std::uint64_t resize(DomainIndex, std::uint64_t) override {
     throw std::invalid_argument("this node keeps nothing: its domains have no budget");
   }

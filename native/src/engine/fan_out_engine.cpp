@@ -4,6 +4,7 @@
 #include <array>
 #include <exception>
 #include <functional>
+#include <iterator>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
@@ -189,6 +190,26 @@ std::uint64_t FanOutEngine::flush(NamespaceIndex ns) {
 
 void FanOutEngine::drop_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) {
   for (const auto& instance : instances_) instance->drop_shards(shard_count, shards);
+}
+
+void FanOutEngine::hold_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) {
+  for (const auto& instance : instances_) instance->hold_shards(shard_count, shards);
+}
+
+// Of a shard that one instance does not know any more some items are missing: that is as good as
+// none. So is a life that went on for some of them only.
+KeptShards FanOutEngine::kept_shards() const {
+  KeptShards kept = instances_.front()->kept_shards();
+  for (const auto& instance : instances_) {
+    const KeptShards also = instance->kept_shards();
+    std::vector<std::uint32_t> both;
+    std::set_intersection(kept.shards.begin(), kept.shards.end(), also.shards.begin(),
+                          also.shards.end(), std::back_inserter(both));
+    kept.shards = std::move(both);
+    kept.away_ms = std::max(kept.away_ms, also.away_ms);
+  }
+  if (kept.shards.empty()) kept.away_ms = 0;
+  return kept;
 }
 
 // In whole segments, spread evenly; what does not come out even goes where there is room. All of it

@@ -53,6 +53,8 @@ class FanOutEngine final : public Engine {
   }
   std::uint64_t flush(NamespaceIndex ns) override;
   void drop_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) override;
+  void hold_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) override;
+  KeptShards kept_shards() const override;
   std::uint64_t resize(DomainIndex domain, std::uint64_t budget_bytes) override;
   void maintain() override;
   void visit(CounterVisitor& visitor) const override;

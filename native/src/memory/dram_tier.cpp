@@ -343,16 +343,6 @@ std::uint64_t DramTier::flush(NamespaceIndex ns_index) {
   return dropped;
 }
 
-void DramTier::drop_shards(std::span<const std::uint32_t> shards) {
-  moved_.drop(
-      shards, [](std::uint32_t, Stamp) {},
-      [this] {
-        for (std::uint32_t stripe = 0; stripe < layout::kWriteVersionStripes; ++stripe) {
-          write_versions_[stripe].fetch_add(1, std::memory_order_acq_rel);
-        }
-      });
-}
-
 std::uint64_t DramTier::segments_most(DomainIndex domain) {
   const std::lock_guard lock(resize_mutex_);
   return segments_most_locked(domain);
@@ -389,12 +379,13 @@ std::uint64_t DramTier::resize(DomainIndex domain_index, std::uint64_t budget_by
 void DramTier::maintain() {
   const Tick tick = now();
   for (const auto& domain : domains_) domain->maintain(tick);
+  if (holds_.load(std::memory_order_acquire)) shards_->say_alive(ticks_.clock_ms());
 }
 
 // All memory that is neither segments nor buckets.
 std::uint64_t DramTier::side_bytes() const noexcept {
   std::uint64_t bytes = arena_.side_bytes() + Index::side_bytes() + EpochManager::memory_bytes() +
-                        moved_.memory_bytes() +
+                        moved_.memory_bytes() + (shards_ != nullptr ? shards_->memory_bytes() : 0) +
                         layout::kWriteVersionStripes * sizeof(std::uint32_t);
   for (const auto& domain : domains_) bytes += domain->side_bytes();
   for (const auto& ns : namespaces_) bytes += sizeof(*ns) + ns->router->memory_bytes();

@@ -31,6 +31,7 @@
 #include "feature_cache/engine.hpp"
 #include "index/lower_tier.hpp"
 #include "memory/domain.hpp"
+#include "memory/shard_file.hpp"
 
 namespace fc {
 
@@ -55,7 +56,7 @@ class DramTier {
   MovedKeys& moved() noexcept { return moved_; }
   // After all tiers have said what they found, and before anything is written or served. `below`:
   // what the tier below knows of the time before, where memory is new.
-  void settle_moves(const InstanceCounts& below);
+  void settle_moves(const InstanceCounts& below, StartReport& report);
   const Geometry& geometry() const noexcept { return geometry_; }
   const ArenaMemory& memory() const noexcept { return memory_; }
   // The tier below may set it to what it holds, before there are other threads; then
@@ -102,6 +103,8 @@ class DramTier {
   void drop_below(std::uint64_t hash, std::uint64_t entry);
   std::uint64_t flush(NamespaceIndex ns);
   void drop_shards(std::span<const std::uint32_t> shards);
+  void hold_shards(std::span<const std::uint32_t> shards);
+  const KeptShards& kept_shards() const noexcept { return kept_shards_; }
   std::uint64_t resize(DomainIndex domain, std::uint64_t budget_bytes);
   // The most segments that the domain may be given while the others keep theirs.
   std::uint64_t segments_most(DomainIndex domain);
@@ -164,6 +167,10 @@ class DramTier {
   std::uint64_t side_bytes() const noexcept;
   std::uint64_t segments_most_locked(DomainIndex domain) const noexcept;
   void visit_instance(CounterVisitor& visitor) const;
+  // shards.cpp
+  void settle_shards(StartReport& report);
+  void keep_shards() noexcept;
+  void drop_shards_locked(std::span<const std::uint32_t> shards, bool held);
 
   // get.cpp
   template <bool kHides, class Tiers>
@@ -200,6 +207,11 @@ class DramTier {
   std::unordered_map<std::string_view, NamespaceIndex> by_name_;
   std::mutex resize_mutex_;             // one resize or flush at a time
   std::uint16_t last_incarnation_ = 0;  // guarded by resize_mutex_
+  const std::string shard_path_;        // empty: nothing outlives the process
+  KeptShards kept_shards_;              // fixed once the moves are settled
+  std::mutex shards_mutex_;             // one change of shards at a time
+  std::unique_ptr<ShardFile> shards_;   // null: no leaf
+  std::atomic<bool> holds_{false};      // the shards that it holds are known
   Counter no_slot_;
   Counter displaced_;
   Counter below_dropped_;

@@ -21,8 +21,10 @@ DramTier::DramTier(const EngineConfig& config, const Clock& clock, StartReport& 
       arena_(memory_),
       index_(arena_.buckets(), geometry_.bucket_count, memory_.head().moves),
       moved_(config.instance, config.instance_count, config.shard_count),
-      write_versions_(
-          std::make_unique<std::atomic<std::uint32_t>[]>(layout::kWriteVersionStripes)) {
+      write_versions_(std::make_unique<std::atomic<std::uint32_t>[]>(layout::kWriteVersionStripes)),
+      shard_path_(config.persist.enabled()
+                      ? config.persist.dir + "/" + config.persist.name + ".shards"
+                      : "") {
   make_namespaces(config);
   const std::vector<std::uint32_t> budgets = budgets_of(config);
   const std::uint64_t begun_ns = monotonic_ns();
@@ -62,11 +64,13 @@ void DramTier::fit_budgets() {
   for (const auto& domain : domains_) domain->fit_budget(now());
 }
 
-void DramTier::settle_moves(const InstanceCounts& below) {
+void DramTier::settle_moves(const InstanceCounts& below, StartReport& report) {
+  settle_shards(report);
   InstanceCounts& kept = memory_.head().counts;
   moved_.settle(memory_.kind() == ArenaMemory::Kind::New ? below : kept);
   // Cut off in here nothing is known to the next start, which then hides all.
   kept = moved_.counts();
+  keep_shards();
   FC_SEQUENCE_POINT("moves:settled");
 }
 
