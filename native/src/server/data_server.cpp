@@ -1,6 +1,7 @@
 // The data service on libgrpc++'s callback API. The batch methods are raw: they see the bytes of a
 // message and send ours, so that nothing is parsed or copied twice.
 
+#include <absl/synchronization/mutex.h>
 #include <arpa/inet.h>
 #include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
@@ -189,7 +190,7 @@ class GrpcDataServer final : public DataServer {
  public:
   GrpcDataServer(Node* node, const ServerConfig& config) : node_(config), service_(node_, gate_) {
     if (node != nullptr) node_.attach(*node);  // before a call can come
-    keep_freed_memory();
+    tune_process();
     static std::once_flag plugins;
     std::call_once(plugins, [] { grpc::EnableDefaultHealthCheckService(true); });
     if (config.reflection) {
@@ -266,7 +267,9 @@ class GrpcDataServer final : public DataServer {
  private:
   // Replies of some hundred kilobytes come and go: glibc shall not give their memory back to the
   // kernel and fault it in anew for each (about 35 µs a call of a thousand keys).
-  static void keep_freed_memory() {
+  static void tune_process() {
+    // Debian's Abseil looks for lock cycles at every lock of gRPC's: two to four hundredths of a call.
+    absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
     mallopt(M_MMAP_THRESHOLD, 32 << 20);
     mallopt(M_TRIM_THRESHOLD, 64 << 20);
   }
