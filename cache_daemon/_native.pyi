@@ -15,6 +15,7 @@ __all__ = [
     "FetchBatch",
     "HintedValue",
     "Histogram",
+    "KeptShards",
     "LeafConfig",
     "NamespaceConfig",
     "Node",
@@ -289,6 +290,16 @@ class ShardMap:
     @property
     def shard_count(self) -> int: ...
 
+@final
+class KeptShards:
+    """What an earlier process left of a leaf's shards."""
+    @property
+    def shard_count(self) -> int: ...
+    @property
+    def shards(self) -> list[int]: ...  # all that was held: their items are there still
+    @property
+    def away_ms(self) -> int: ...  # since that process was alive last, at the least
+
 def shard_of(namespace: str, key: bytes, shard_count: int) -> int:
     """The shard of a key. Raises ValueError for a cluster without shards."""
 
@@ -439,6 +450,13 @@ class Node:
         """
     def drop_shards(self, shard_count: int, shards: npt.NDArray[np.uint32]) -> None:
         """Of a leaf: hides all that it holds of these shards, for good. ValueError for others."""
+    def hold_shards(self, shard_count: int, shards: npt.NDArray[np.uint32]) -> None:
+        """Of a leaf: the shards that it has all writes of. The next process finds these alone.
+
+        What is no longer among them is dropped. Raises ValueError as drop_shards.
+        """
+    def kept_shards(self) -> KeptShards:
+        """Of a leaf: as this process found it when it started."""
     def recent_writes(
         self, shard_count: int, shards: npt.NDArray[np.uint32], age_s: float
     ) -> tuple[bool, int, list[tuple[str, list[bytes]]]]:

@@ -17,9 +17,9 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cache_daemon import _native
 from cache_daemon._client_core import (
@@ -52,6 +52,9 @@ from cache_daemon._client_errors import (
 )
 from cache_daemon._client_reply import Column, Reply, Status, WriteReply, WriteStatus
 
+if TYPE_CHECKING:
+    from cache_daemon.client_sharded import ZooKeeperLogin
+
 __all__ = [
     "AsyncClient",
     "Client",
@@ -78,6 +81,9 @@ __all__ = [
 ]
 
 
+_Self = TypeVar("_Self", bound="_Connection")
+
+
 class _Connection:
     """A transport, and the settings of the calls on it."""
 
@@ -100,6 +106,7 @@ class _Connection:
         self._random = random.Random()
         self._closed = False
         self._channel: _native.Channel | None = None
+        self._close_router: Callable[[], None] | None = None
         if not isinstance(target, str):
             self._transport: Transport = target
             self._target = "the embedded node"
@@ -108,6 +115,49 @@ class _Connection:
         options: dict[str, Any] = {} if tls is None else vars(tls)
         self._channel = _native.Channel(target, max_message_bytes=max_message_bytes, **options)
         self._transport = self._channel
+
+    @classmethod
+    def sharded(
+        cls: type[_Self],
+        *,
+        zookeeper: str,
+        cluster: str,
+        namespaces: Sequence[str],
+        login: "ZooKeeperLogin | None" = None,
+        session_timeout: float = 10.0,
+        wait: float = 10.0,
+        timeout: float = 1.0,
+        retry: RetryPolicy | None = None,
+    ) -> _Self:
+        """A client that asks the leaves of a cluster itself, which saves the way over a root.
+
+        zookeeper: servers and the cluster's path, `zk1:2181,zk2:2181/feature-cache/prod`.
+        cluster: the cluster's name; another one at that path is refused.
+        namespaces: those that the client will ask for.
+        login: a `cache_daemon.client_sharded.ZooKeeperLogin`; None: without.
+        session_timeout: of the session with ZooKeeper, in seconds.
+        wait: for the first shard map, in seconds. Later ones come as the cluster changes; while
+            ZooKeeper is away the last one serves on.
+
+        It keeps nothing: every key is asked of a leaf that has its shard, and writes go to all of
+        them. A key whose leaves are all gone is TIMED_OUT. Raises Unavailable where no map comes
+        within `wait`, and ValueError for settings that cannot be.
+        """
+        # Here, since no other client needs ZooKeeper's library.
+        from cache_daemon.client_sharded import LeafRouter
+
+        router = LeafRouter(
+            zookeeper=zookeeper,
+            cluster=cluster,
+            namespaces=namespaces,
+            login=login,
+            session_timeout=session_timeout,
+            wait=wait,
+        )
+        client = cls(router.node, timeout=timeout, retry=retry)
+        client._target = f"the leaves of cluster {cluster}"
+        client._close_router = router.close
+        return client
 
     def _steps(self, method: str, timeout: float | None) -> Any:
         if self._closed:
@@ -125,6 +175,8 @@ class _Connection:
         self._closed = True
         if self._channel is not None:
             self._channel.close()
+        if self._close_router is not None:
+            self._close_router()
 
 
 class Client(_Connection):

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "bindings.hpp"
+#include "feature_cache/engine.hpp"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -60,6 +61,10 @@ void bind_cluster(py::module_& module) {
       .def(py::init(&make_map), "version"_a, "leaves"_a, "first"_a, "leaf"_a, "state"_a)
       .def_readonly("version", &fc::ShardMap::version)
       .def_property_readonly("shard_count", &fc::ShardMap::shard_count);
+  py::class_<fc::KeptShards>(module, "KeptShards")
+      .def_readonly("shard_count", &fc::KeptShards::shard_count)
+      .def_readonly("shards", &fc::KeptShards::shards)
+      .def_readonly("away_ms", &fc::KeptShards::away_ms);
   module.def(
       "shard_of",
       [](const std::string& ns, const py::bytes& key, std::uint32_t shard_count) {

@@ -222,6 +222,16 @@ class PyNode {
     const auto inside = enter();
     node_->engine().drop_shards(shard_count, dropped);
   }
+  void hold_shards(std::uint32_t shard_count, const Array<std::uint32_t>& shards) {
+    const std::vector<std::uint32_t> held = to_vector(shards);
+    py::gil_scoped_release release;
+    const auto inside = enter();
+    node_->engine().hold_shards(shard_count, held);
+  }
+  KeptShards kept_shards() const {
+    const auto inside = enter();
+    return node_->engine().kept_shards();
+  }
   py::tuple recent_writes(std::uint32_t shard_count, const Array<std::uint32_t>& shards,
                           double age_s) const {
     const std::vector<std::uint32_t> wanted = to_vector(shards);
@@ -457,6 +467,8 @@ void bind_node(py::module_& module) {
       .def("set_owned", &PyNode::set_owned, "version"_a, "shard_count"_a, "shards"_a,
            "written_since"_a = Array<std::uint64_t>(0))
       .def("drop_shards", &PyNode::drop_shards, "shard_count"_a, "shards"_a)
+      .def("hold_shards", &PyNode::hold_shards, "shard_count"_a, "shards"_a)
+      .def("kept_shards", &PyNode::kept_shards)
       .def("recent_writes", &PyNode::recent_writes, "shard_count"_a, "shards"_a, "age_s"_a)
       .def("samples", [](const PyNode& node) { return node.collect().samples; })
       .def("histograms", [](const PyNode& node) { return node.collect().histograms; })

@@ -205,6 +205,23 @@ TEST_F(RootTest, ShardsWithoutALeafAskTheStoreWithinItsBudget) {
             keys.size());
 }
 
+// What only the leaves can know to be wrong is no reason to avoid them.
+TEST_F(RootTest, ARequestThatLeavesRefuseIsAnErrorAndNoFailureOfTheirs) {
+  start(2, 2);
+  put(*root_, {"a"}, "v:");
+  client::GetRequest request;
+  const std::vector<std::string> keys{"a"};
+  request.columns.push_back(column_of("pin", keys, "no-such-domain"));
+  const auto answer = std::make_shared<std::promise<Answer>>();
+  root_->batch_get(encoded(request), 1000,
+                   [answer](CallStatus call, const std::vector<Buffer>& pieces) {
+                     answer->set_value(parsed(std::move(call), pieces));
+                   });
+  EXPECT_EQ(answer->get_future().get().only(), cell(CellStatus::Error));
+  EXPECT_EQ(counter("feature_cache_leaf_failures_total"), 0);
+  EXPECT_EQ(get({"a"})[0], cell(CellStatus::HitDram, "v:a"));
+}
+
 TEST_F(RootTest, CacheOnlyAsksTheLeavesForWhatTheyHave) {
   start(2, 1);
   put(*root_, {"a"}, "v:");

@@ -268,7 +268,8 @@ class GrpcDataServer final : public DataServer {
   // Replies of some hundred kilobytes come and go: glibc shall not give their memory back to the
   // kernel and fault it in anew for each (about 35 µs a call of a thousand keys).
   static void tune_process() {
-    // Debian's Abseil looks for lock cycles at every lock of gRPC's: two to four hundredths of a call.
+    // Debian's Abseil looks for lock cycles at every lock of gRPC's: two to four hundredths of a
+    // call.
     absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
     mallopt(M_MMAP_THRESHOLD, 32 << 20);
     mallopt(M_TRIM_THRESHOLD, 64 << 20);

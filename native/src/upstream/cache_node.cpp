@@ -107,7 +107,8 @@ CallStatus CacheNode::resolve(const wire::KeyColumn& column, NamespaceIndex& ns,
             "unknown namespace '" + std::string(column.ns.substr(0, 64)) + "'"};
   }
   domain = kNoDomain;
-  if (!column.domain.empty()) {
+  // Which domains there are is for the leaves to say, where nothing is kept here.
+  if (!column.domain.empty() && !keeps_nothing(config_)) {
     domain = engine_->find_domain(ns, column.domain);
     if (domain == kNoDomain) {
       return {CallStatus::NotFound, "namespace '" + std::string(column.ns) + "' has no domain '" +

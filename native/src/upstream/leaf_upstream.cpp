@@ -20,6 +20,12 @@ constexpr int kReroutes = 2;
 // No sub-request is started when less is left: its answer would come too late.
 constexpr std::uint64_t kLeastNs = 200'000;
 
+// Whether a leaf is there and says that the request itself is wrong: it names a domain, say, that
+// leaves do not have.
+bool is_refusal(const CallStatus& status) noexcept {
+  return status.code == CallStatus::InvalidArgument || status.code == CallStatus::NotFound;
+}
+
 bool is_answer(CellStatus status) noexcept {
   return status != CellStatus::Unspecified && status != CellStatus::WrongShard &&
          status != CellStatus::Error && static_cast<std::size_t>(status) < kCellStatusCount;
@@ -217,7 +223,8 @@ class LeafUpstream::Gather final : public Timed, public std::enable_shared_from_
   void ended(const std::shared_ptr<Call>& call, const CallStatus& status, Reply reply) {
     const std::uint64_t now = monotonic_ns();
     const bool whole = status.ok() && has_shape(reply, *call);
-    routed_->leaves[call->leaf]->answered(call->cells.size(), now, !whole);
+    const bool refused = is_refusal(status);
+    routed_->leaves[call->leaf]->answered(call->cells.size(), now, !whole && !refused);
     if (whole) {
       const std::lock_guard lock(upstream_.latency_mutex_);
       upstream_.latencies_.record(now - call->sent_ns);
@@ -236,7 +243,7 @@ class LeafUpstream::Gather final : public Timed, public std::enable_shared_from_
       } else {
         for (const std::uint32_t i : call->cells) {
           if (cells_[i].answered) continue;
-          cells_[i].failure = CellStatus::TimedOut;
+          cells_[i].failure = refused ? CellStatus::Error : CellStatus::TimedOut;
           if (--cells_[i].asked_of == 0) again.push_back(i);
         }
       }
