@@ -104,6 +104,7 @@ def check_config(
     console.print(_settings_table(effective))
     if bytes_of:
         console.print(_domain_table(settings, bytes_of))
+        console.print(_instance_line(settings), highlight=False)
     if nvm is not None:
         console.print(_nvm_table(settings, nvm, node_config(settings).nvm_memory_bytes()))
 
@@ -177,6 +178,12 @@ def _domain_table(settings: Config, bytes_of: dict[tuple[str, str], int]) -> Tab
         ttl = shown["ttl"] if settings.namespaces[namespace].domains[domain].ttl else "-"
         table.add_row(namespace, domain, shown["policy"], ttl, _size(size))
     return table
+
+
+def _instance_line(settings: Config) -> str:
+    memory = settings.memory
+    count = memory.instance_count
+    return f"{count} instance{'s' if count > 1 else ''} of {_size(memory.size // count)}"
 
 
 def _nvm_table(settings: Config, plan: NvmPlan, memory_bytes: int) -> Table:

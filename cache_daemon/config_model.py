@@ -12,6 +12,7 @@ from cache_daemon.config_base import Address, Name, StrictModel, TcpAddress
 from cache_daemon.config_sharded import ShardingSettings
 from cache_daemon.config_units import (
     BudgetField,
+    CountOrAuto,
     Durability,
     DurabilityField,
     Duration,
@@ -59,6 +60,7 @@ _TTL_SECONDS_MAX = 366 * 86_400
 _SHARE_OF_TTL_MAX = 0.9
 _ASKED_MAX = 15
 _NAMESPACES_MAX = 256
+_INSTANCES_MAX = 64
 DOMAINS_MAX = 1024
 
 _SHUTDOWN_SECONDS_MIN = 0.1
@@ -138,6 +140,33 @@ class MemorySettings(StrictModel):
     huge_pages: Literal["try", "off"] = Field(
         default="try", description="Use huge pages where the kernel offers them."
     )
+    instances: CountOrAuto = Field(
+        default=0,
+        ge=0,
+        le=_INSTANCES_MAX,
+        description="Engine instances that the node is split over; auto: as few as "
+        "max_instance_bytes allows.",
+    )
+    max_instance_bytes: Size = Field(
+        default=256 << 30,
+        ge=1 << 20,
+        description="Bytes of size that one instance takes at most, where instances is auto.",
+    )
+
+    @property
+    def instance_count(self) -> int:
+        """Over how many instances the node is split."""
+        return self.instances or max(1, -(-self.size // self.max_instance_bytes))
+
+    @model_validator(mode="after")
+    def _instances_are_few(self) -> "MemorySettings":
+        if self.instance_count > _INSTANCES_MAX:
+            raise ValueError(
+                f"{format_size(self.size)} in parts of at most "
+                f"{format_size(self.max_instance_bytes)} makes {self.instance_count} instances; "
+                f"a node has at most {_INSTANCES_MAX}: raise max_instance_bytes"
+            )
+        return self
 
     @field_validator("segment_size")
     @classmethod

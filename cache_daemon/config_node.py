@@ -106,11 +106,15 @@ def _budgets(config: Config, nvm: NvmPlan | None) -> dict[tuple[str, str], int]:
     total = sum(resolved.values())
     if total > arena_bytes:
         raise ConfigError([_over(asked, total, arena_bytes, config.memory.size)])
+    instances = config.memory.instance_count
+    over = f" over {instances} instances" if instances > 1 else ""
     least = _DOMAIN_SEGMENTS_MIN * (config.memory.segment_size or _AUTO_SEGMENT_BYTES_MIN)
+    least *= instances
     small = [
         Problem(
             ("namespaces", namespace, "domains", domain, "budget"),
-            f"{asked[namespace, domain]} is {size} bytes here; the least is {format_size(least)}",
+            f"{asked[namespace, domain]} is {size} bytes here; the least is "
+            f"{format_size(least)}{over}",
         )
         for (namespace, domain), size in resolved.items()
         if size < least
@@ -176,6 +180,8 @@ def _build(config: Config, bytes_of: dict[tuple[str, str], int], nvm: NvmPlan | 
             for name, store in config.stores.items()
         ],
         segment_bytes=memory.segment_size,
+        instances=memory.instances,
+        max_instance_bytes=memory.max_instance_bytes,
         expected_item_bytes=memory.expected_item_size,
         huge_pages=memory.huge_pages == "try",
         max_value_bytes=limits.max_value_size,

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache_daemon.config_model import Config
@@ -29,7 +29,8 @@ _REGION_BYTES_MIN = 64 << 10
 _REGION_BYTES_MAX = 16 << 20
 _REGIONS_WANTED = 64  # of the smallest namespace, where the size of a region is chosen for it
 _NAMESPACE_REGIONS_MIN = 4
-_BYTES_MAX = 1 << 40
+_BYTES_MAX = 1 << 40  # of one instance
+_BLOCK_BYTES = 4096  # files are cut for instances in whole blocks
 
 _BLOCK_DEVICES = Path("/sys/dev/block")
 _SECTOR_BYTES = 512  # what the kernel counts in there, whatever the device's own sectors are
@@ -40,20 +41,39 @@ _SHARE_SLACK = 1e-6
 
 @dataclass(frozen=True)
 class NvmPlan:
-    """The NVM tier in whole regions."""
+    """The NVM tier in whole regions, over all instances of the node.
+
+    A file stands for one of its share's size an instance; block devices are not cut, so each
+    belongs to one instance (`whole`).
+    """
 
     region_bytes: int
     devices: tuple[tuple[str, int], ...]  # path and bytes
-    budgets: Mapping[str, int]  # bytes by namespace, whole regions
+    budgets: Mapping[str, int]  # bytes by namespace, whole regions in every instance
+    instances: int = 1
+    whole: bool = False
 
     @property
     def regions(self) -> int:
-        """Regions of all devices."""
-        return sum(self.regions_of(size) for _, size in self.devices)
+        """Regions of all devices that budgets may use: evenly over the instances."""
+        return self.instance_regions * self.instances
+
+    @property
+    def instance_regions(self) -> int:
+        """Regions of the instance with the fewest."""
+        if not self.whole:
+            return sum(self.regions_of(size) for _, size in self.devices) // self.instances
+        sizes = [size for _, size in self.devices]
+        return min(
+            sum(map(self.regions_of, sizes[i :: self.instances])) for i in range(self.instances)
+        )
 
     def regions_of(self, device_bytes: int) -> int:
         """Regions of one device of so many bytes."""
-        return usable_bytes(device_bytes) // self.region_bytes
+        if self.whole:
+            return usable_bytes(device_bytes) // self.region_bytes
+        part = device_bytes // self.instances // _BLOCK_BYTES * _BLOCK_BYTES
+        return usable_bytes(part) // self.region_bytes * self.instances
 
 
 def block_device_bytes(path: str) -> int | None:
@@ -90,10 +110,14 @@ def nvm_plan(config: Config, device_bytes: DeviceBytes = block_device_bytes) -> 
         raise ConfigError(problems)
     if not asked:  # as in a config that was not read from a file, so nobody has checked it
         raise ConfigError([Problem(("nvm",), "no namespace has an nvm budget")])
-    region_bytes = config.nvm.region_size or _automatic_region_bytes(asked, devices)
-    plan = NvmPlan(region_bytes, devices, {})
+    instances = config.memory.instance_count
+    whole = instances > 1 and any(device_bytes(path) is not None for path, _ in devices)
+    if whole and len(devices) % instances:
+        raise ConfigError([_not_divisible(len(devices), instances)])
+    region_bytes = config.nvm.region_size or _automatic_region_bytes(asked, devices, instances)
+    plan = NvmPlan(region_bytes, devices, {}, instances, whole)
     budgets = {name: _budget_regions(budget, plan) * region_bytes for name, budget in asked.items()}
-    plan = NvmPlan(region_bytes, devices, budgets)
+    plan = replace(plan, budgets=budgets)
     problems = [*_device_problems(plan), *_budget_problems(asked, plan)]
     if problems:
         raise ConfigError(problems)
@@ -119,21 +143,32 @@ def size_missing(path: str) -> str:
     return f"missing; {path} is no block device here, and a file is made as large as its size says"
 
 
+def _not_divisible(devices: int, instances: int) -> Problem:
+    return Problem(
+        ("nvm", "devices"),
+        f"{devices} of them cannot be divided among {instances} instances, and block devices are "
+        f"not cut; give a multiple of {instances}, or set memory.instances by their number",
+    )
+
+
 def _automatic_region_bytes(
-    asked: Mapping[str, Budget], devices: tuple[tuple[str, int], ...]
+    asked: Mapping[str, Budget], devices: tuple[tuple[str, int], ...], instances: int
 ) -> int:
     usable = sum(usable_bytes(size) for _, size in devices)
-    smallest = min(budget.bytes_of(usable) for budget in asked.values())
+    smallest = min(budget.bytes_of(usable) for budget in asked.values()) // instances
     wanted = max(1, smallest // _REGIONS_WANTED)
     power_of_two = 1 << (wanted.bit_length() - 1)
     return min(max(power_of_two, _REGION_BYTES_MIN), _REGION_BYTES_MAX)
 
 
 def _budget_regions(budget: Budget, plan: NvmPlan) -> int:
-    """Whole regions of a budget. Shares that add up to 100% never ask for more than there are."""
+    """Whole regions of a budget, the same number in every instance.
+
+    Shares that add up to 100% never ask for more than there are.
+    """
     if budget.share:
-        return int(budget.share * plan.regions + _SHARE_SLACK)
-    return budget.size // plan.region_bytes
+        return int(budget.share * plan.instance_regions + _SHARE_SLACK) * plan.instances
+    return budget.size // plan.instances // plan.region_bytes * plan.instances
 
 
 def _device_problems(plan: NvmPlan) -> list[Problem]:
@@ -147,12 +182,13 @@ def _device_problems(plan: NvmPlan) -> list[Problem]:
         for index, (_, size) in enumerate(plan.devices)
         if plan.regions_of(size) == 0
     ]
-    if plan.regions * plan.region_bytes > _BYTES_MAX:
+    if plan.instance_regions * plan.region_bytes > _BYTES_MAX:
         problems.append(
             Problem(
                 ("nvm", "devices"),
                 f"{plan.regions * plan.region_bytes / (1 << 40):.2f}TiB in all; at most "
-                f"{format_size(_BYTES_MAX)} can be addressed: give them a smaller size",
+                f"{format_size(_BYTES_MAX * plan.instances)} can be addressed: give them a smaller "
+                "size, or set memory.instances higher",
             )
         )
     return problems
@@ -160,12 +196,13 @@ def _device_problems(plan: NvmPlan) -> list[Problem]:
 
 def _budget_problems(asked: Mapping[str, Budget], plan: NvmPlan) -> list[Problem]:
     region = format_size(plan.region_bytes)
-    least = _NAMESPACE_REGIONS_MIN * plan.region_bytes
+    regions = _NAMESPACE_REGIONS_MIN * plan.instances
+    least = regions * plan.region_bytes
     problems = [
         Problem(
             ("namespaces", name, "nvm", "budget"),
             f"{asked[name]} is {size // plan.region_bytes} regions of {region} here; the least is "
-            f"{_NAMESPACE_REGIONS_MIN} regions, {format_size(least)}: give it more, or set "
+            f"{regions} regions, {format_size(least)}: give it more, or set "
             "nvm.region_size lower",
         )
         for name, size in plan.budgets.items()

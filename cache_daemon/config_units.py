@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonS
 __all__ = [
     "Budget",
     "BudgetField",
+    "CountOrAuto",
     "Durability",
     "DurabilityField",
     "Duration",
@@ -280,6 +281,19 @@ SizeOrAuto = Annotated[
     _schema("bytes, or auto", rf"^auto$|{_SIZE_PATTERN}", _BYTES),
 ]
 """Bytes; 0 for `auto`."""
+
+CountOrAuto = Annotated[
+    int,
+    BeforeValidator(lambda value: 0 if value == "auto" else value),
+    PlainSerializer(lambda count: count or "auto", return_type=int | str, when_used="json"),
+    WithJsonSchema(
+        {
+            "description": "a number, or auto",
+            "anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 0}],
+        }
+    ),
+]
+"""A number; 0 for `auto`."""
 
 Duration = Annotated[
     float,

@@ -38,7 +38,7 @@ BUDGET_BYTES = 8 << 20
 class Daemon:
     """A node with its data and admin services, and the callbacks that app.py would give them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, instances: int = 1) -> None:
         domains = [
             _native.DomainConfig(name="long_lasting", budget_bytes=BUDGET_BYTES),
             _native.DomainConfig(
@@ -49,7 +49,9 @@ class Daemon:
             name="pin_text", domains=domains, default_domain="long_lasting"
         )
         self.node = _native.Node(
-            _native.NodeConfig(memory_bytes=MEMORY_BYTES, namespaces=[namespace])
+            _native.NodeConfig(
+                memory_bytes=MEMORY_BYTES, namespaces=[namespace], instances=instances
+            )
         )
         self.server = _native.Server(self.node, [f"unix:{folder}/data.sock"])
         self.server.set_serving(True)
@@ -106,9 +108,9 @@ class Daemon:
         self.node.stop()
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    made = Daemon(tmp_path)
+@pytest.fixture(params=[1, 3], ids=["one_instance", "three_instances"])
+def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    made = Daemon(tmp_path, request.param)
     yield made
     made.close()
 
