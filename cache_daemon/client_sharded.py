@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 from cache_daemon import _native
 from cache_daemon._client_errors import Unavailable
@@ -43,8 +42,8 @@ class LeafRouter:
         settings = ShardingSettings(
             role="root",
             cluster=cluster,
-            zookeeper=ZooKeeperSettings(
-                hosts=zookeeper, session_timeout=session_timeout, auth=login
+            zookeeper=ZooKeeperSettings.model_validate(
+                {"hosts": zookeeper, "session_timeout": f"{session_timeout:g}s", "auth": login}
             ),
         )
         if not namespaces:

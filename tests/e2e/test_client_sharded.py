@@ -48,7 +48,8 @@ def test_reads_and_writes_what_the_root_reads_and_writes(hosts: str, cluster: Cl
         assert set(gone.statuses.tolist()) == {Status.NOT_FOUND}
 
 
-def test_works_for_asyncio(hosts: str, cluster: Cluster) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_works_for_asyncio(hosts: str) -> None:
     async def read() -> list[bytes | None]:
         client = AsyncClient.sharded(zookeeper=hosts, cluster=_CLUSTER, namespaces=[NAMESPACE])
         async with client:
@@ -72,9 +73,8 @@ def test_a_lost_leaf_fails_no_batch(hosts: str, cluster: Cluster) -> None:
         cluster.wait_settled()
 
 
-def test_zookeeper_may_be_away_but_not_from_the_start(
-    server: ZooKeeperServer, hosts: str, cluster: Cluster
-) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_zookeeper_may_be_away_but_not_from_the_start(server: ZooKeeperServer, hosts: str) -> None:
     with _client(hosts) as client:
         server.kill()
         try:
@@ -86,7 +86,8 @@ def test_zookeeper_may_be_away_but_not_from_the_start(
             server.start()
 
 
-def test_another_cluster_is_refused(hosts: str, cluster: Cluster) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_another_cluster_is_refused(hosts: str) -> None:
     with pytest.raises(Unavailable, match=_CLUSTER):
         Client.sharded(zookeeper=hosts, cluster="elsewhere", namespaces=[NAMESPACE], wait=3)
 
