@@ -16,6 +16,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import placement
 from benchmarks._cluster import CHROOT, NAMESPACE, ClusterError, Member, ShardedCluster
 from benchmarks._cluster_load import Load, by_second, wrong_values
 from benchmarks._harness import Figure, Metric, Settings, alternate, median
@@ -90,7 +91,7 @@ class ShardedBench:
     """The `sharded` benchmark."""
 
     name = "sharded"
-    metrics: Sequence[Metric] = tuple(_METRICS.values())
+    metrics: Sequence[Metric] = (*_METRICS.values(), *placement.METRICS.values())
 
     def run(self, metrics: Sequence[str], settings: Settings) -> Iterator[Figure]:
         """Measures the named metrics.
@@ -109,6 +110,7 @@ class ShardedBench:
             if any(name in metrics for name in names):
                 with tempfile.TemporaryDirectory(prefix="fc-sharded-") as folder:
                     yield from (f for f in part(size, Path(folder)) if f.metric in metrics)
+        yield from placement.measure(metrics, settings)
 
 
 def _figure(
