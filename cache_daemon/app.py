@@ -502,11 +502,17 @@ class Daemon:
     def _make_membership(self) -> Membership | None:
         if self._config.sharding is None:
             return None
+        persist = self._config.persistence
         # Loads the client of ZooKeeper, which other nodes do without.
         from cache_daemon.cluster import make_membership
 
         try:
-            return make_membership(self._config.sharding, tuple(self._config.namespaces), version())
+            return make_membership(
+                self._config.sharding,
+                tuple(self._config.namespaces),
+                version(),
+                Path(persist.dir, f"{persist.name}.doubt") if persist is not None else None,
+            )
         except (SecretError, ValueError) as error:
             raise StartError(str(error)) from error
 

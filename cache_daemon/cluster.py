@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -54,15 +55,20 @@ _NO_SHARDS: _Shards = np.empty(0, np.uint32)
 
 
 def make_membership(
-    settings: ShardingSettings, namespaces: Sequence[str], version: str
+    settings: ShardingSettings,
+    namespaces: Sequence[str],
+    version: str,
+    doubt_file: Path | None = None,
 ) -> Membership:
     """What the node does in its cluster. Raises SecretError for a password that is not to be had.
 
-    `namespaces` are those that the node has, `version` is of the software.
+    `namespaces` are those that the node has, `version` is of the software. `doubt_file` lies beside
+    memory that outlives the process: it is there while a leaf may miss writes that its memory does
+    not know of, so that a process that comes after it takes nothing over.
     """
     if settings.role == "root":
         return RootMembership(settings)
-    return LeafMembership(settings, namespaces, version)
+    return LeafMembership(settings, namespaces, version, doubt_file)
 
 
 class _Member:
@@ -139,10 +145,18 @@ class _Member:
 class LeafMembership(_Member):
     """See `Membership`. The node answers for its shards whether ZooKeeper is there or not."""
 
-    def __init__(self, settings: ShardingSettings, namespaces: Sequence[str], version: str) -> None:
+    def __init__(
+        self,
+        settings: ShardingSettings,
+        namespaces: Sequence[str],
+        version: str,
+        doubt_file: Path | None = None,
+    ) -> None:
         super().__init__(settings, node_name(settings))
         self._namespaces = tuple(namespaces)
         self._version = version
+        self._doubt_file = doubt_file
+        self._made_at = boot_clock()  # before the node is
         self._native: _native.Node | None = None
         self._participant: Participant | None = None
         self._joining = threading.Thread(target=self._join, name="join", daemon=True)
@@ -154,6 +168,7 @@ class LeafMembership(_Member):
         self._made_up: set[int] = set()  # of those: what was missed is made up for
         self._kept: set[int] = set()  # by an earlier process, and not looked at yet
         self._kept_since = 0.0  # by the boot clock: what was written later is missing in them
+        self._doubtful: set[int] = set()  # owned ones that may have missed writes since a loss
 
     def start(
         self,
@@ -183,12 +198,18 @@ class LeafMembership(_Member):
 
     def _take_over(self, node: _native.Node) -> None:
         """What an earlier process held, as the engine found it."""
-        find = getattr(node, "kept_shards", None)
-        if find is None:
+        if self._doubt_file is not None and self._doubt_file.exists():
+            _log.warning(
+                "the process before was parted from ZooKeeper when it ended: what it left cannot "
+                "be made up for, and goes"
+            )
+            node.hold_shards(self._settings.shard_count, _NO_SHARDS)
+            self._doubt_file.unlink(missing_ok=True)
             return
-        kept = find()
-        self._kept = {int(shard) for shard in kept.shards}
-        self._kept_since = boot_clock() - kept.away_ms / 1000
+        kept = node.kept_shards()
+        self._kept = set(kept.shards)
+        # The engine measured it after this object was made: rather too long than too short.
+        self._kept_since = self._made_at - kept.away_ms / 1000
 
     def _join(self) -> None:
         """Takes part, unless the cluster has another number of shards than the engine."""
@@ -218,6 +239,11 @@ class LeafMembership(_Member):
         if self._participant is None:
             return
         self._ended.set()
+        own = self._participant.status()
+        with self._lock:
+            if own.registered and not own.warming:  # the session lived on after all
+                self._doubtful.clear()
+                self._settle_doubts_locked()
         self._participant.stop(leave=True)
         if not self._connection.connected:
             return  # nobody hears of it: roots find out by themselves
@@ -247,8 +273,10 @@ class LeafMembership(_Member):
         with self._lock:
             self._owned = shards
             self._made_up &= set(shards.tolist())
+            self._doubtful &= set(shards.tolist())
             self._tell_node_locked()
             self._hold_locked()
+            self._settle_doubts_locked()
 
     def warm(self, shards: _Shards, view: ShardMap, away_seconds: float | None) -> None:
         """Makes up for what was missed; what cannot be made up for is forgotten.
@@ -277,13 +305,16 @@ class LeafMembership(_Member):
             )
         with self._lock:
             self._kept -= numbers
+            self._doubtful -= numbers
             self._made_up |= numbers & set(self._owned.tolist())
             self._hold_locked()
+            self._settle_doubts_locked()
 
     def drop(self, shards: _Shards) -> None:
         with self._lock:
             self._kept -= set(shards.tolist())
             self._made_up -= set(shards.tolist())
+            self._doubtful -= set(shards.tolist())
             self._hold_locked()
         if self._native is not None:
             self._native.drop_shards(self._settings.shard_count, shards)
@@ -307,6 +338,14 @@ class LeafMembership(_Member):
             self._settings.cluster,
             away_seconds,
         )
+        with self._lock:
+            self._doubtful = set(self._owned.tolist())
+            if self._doubt_file is not None and self._doubtful:
+                self._doubt_file.touch(mode=0o600)
+
+    def _settle_doubts_locked(self) -> None:
+        if self._doubt_file is not None and not self._doubtful:
+            self._doubt_file.unlink(missing_ok=True)
 
     def _take_map(self, map: ShardMap) -> None:
         with self._lock:
@@ -321,9 +360,9 @@ class LeafMembership(_Member):
 
     def _hold_locked(self) -> None:
         """Tells what the next process may take over, once it is known of all that was kept."""
-        hold = getattr(self._native, "hold_shards", None)
-        if hold is not None and not self._kept & set(self._owned.tolist()):
-            hold(self._settings.shard_count, _sorted(self._made_up))
+        unknown = self._kept & set(self._owned.tolist()) if self._made_up else self._kept
+        if self._native is not None and not unknown:
+            self._native.hold_shards(self._settings.shard_count, _sorted(self._made_up))
 
     def status(self) -> ClusterStatus:
         status = super().status()

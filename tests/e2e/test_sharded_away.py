@@ -115,8 +115,8 @@ def test_a_leaf_that_was_down_serves_nothing_that_was_deleted_meanwhile(
             for _ in range(5):
                 column = client.batch_get({NAMESPACE: missed})[NAMESPACE]
                 assert set(column.to_bytes()) <= {None, b"new"}
-            values = client.batch_get({NAMESPACE: kept})[NAMESPACE].to_bytes()
-            assert set(values) <= {None, b"old"}
+            # What was not written meanwhile is there still.
+            assert set(_statuses(leaf, kept)) == {Status.HIT_DRAM}
 
 
 def test_a_leaf_of_another_number_of_shards_takes_no_part(

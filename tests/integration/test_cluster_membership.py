@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from cache_daemon.config_sharded import (
     SecretError,
     ShardingSettings,
 )
+from tests.proxy import TcpProxy
 from tests.servers import wait_until
 from tests.zookeeper import ZooKeeperServer, new_chroot
 
@@ -33,6 +35,9 @@ class StandIn:
         self.maps: list[_native.ShardMap] = []
         self.owned: list[tuple[int, int, list[int], list[int]]] = []
         self.dropped: list[int] = []
+        self.held: list[list[int]] = []
+        self.kept: list[int] = []
+        self.away_ms = 0
         self.newest = 0
 
     def set_shard_map(self, shard_map: _native.ShardMap) -> None:
@@ -48,6 +53,13 @@ class StandIn:
     def drop_shards(self, shard_count: int, shards: Any) -> None:
         assert shard_count == _SHARDS
         self.dropped += shards.tolist()
+
+    def hold_shards(self, shard_count: int, shards: Any) -> None:
+        assert shard_count == _SHARDS
+        self.held.append(shards.tolist())
+
+    def kept_shards(self) -> Any:
+        return SimpleNamespace(shard_count=_SHARDS, shards=self.kept, away_ms=self.away_ms)
 
 
 def _settings(hosts: str, role: str, name: str = "root", **more: Any) -> ShardingSettings:
@@ -73,11 +85,12 @@ class Members:
         self.hosts = hosts
         self._stack = stack
 
-    def leaf(self, name: str, **more: Any) -> tuple[LeafMembership, StandIn]:
-        member, node = (
-            LeafMembership(_settings(self.hosts, "leaf", name, **more), ["pin"], "1.0"),
-            StandIn(),
-        )
+    def leaf(
+        self, name: str, node: StandIn | None = None, doubt: Path | None = None, **more: Any
+    ) -> tuple[LeafMembership, StandIn]:
+        node = node or StandIn()
+        settings = _settings(self.hosts, "leaf", name, **more)
+        member = LeafMembership(settings, ["pin"], "1.0", doubt)
         self._stack.callback(member.stop)
         member.start(self._as_node(node), [f"127.0.0.1:{1000 + len(name)}"])
         return member, node
@@ -155,9 +168,62 @@ def test_a_root_routes_by_the_newest_map(members: Members) -> None:
     assert leaf.status().leader
 
 
+def test_what_is_held_is_what_the_next_process_may_take_over(members: Members) -> None:
+    member, node = members.leaf("leaf-1")
+    wait_until(lambda: _online(member) == _SHARDS, 20, "all shards online")
+    assert node.held[-1] == list(range(_SHARDS))
+
+
+def test_what_an_earlier_process_held_goes_where_nobody_can_tell_what_it_missed(
+    members: Members,
+) -> None:
+    node = StandIn()
+    node.kept, node.away_ms = [0, 1, 2, 3], 5000
+    member, _ = members.leaf("leaf-1", node)
+    wait_until(lambda: _online(member) == _SHARDS, 20, "all shards online")
+    assert sorted(node.dropped) == list(range(_SHARDS)), "there is no other replica"
+    assert node.held == [list(range(_SHARDS))], "nothing is held before it is known what was missed"
+
+
+def test_a_process_that_was_parted_leaves_nothing_to_the_next(
+    members: Members, tmp_path: Path
+) -> None:
+    doubt = tmp_path / "cache.doubt"
+    doubt.touch()
+    node = StandIn()
+    node.kept = [0, 1, 2, 3]
+    member, _ = members.leaf("leaf-1", node, doubt)
+    assert node.held[0] == []
+    assert not doubt.exists()
+    wait_until(lambda: _online(member) == _SHARDS, 20, "all shards online")
+    assert node.held[-1] == list(range(_SHARDS))
+
+
+def test_a_leaf_that_is_parted_marks_its_memory_until_all_is_made_up(
+    zookeeper_hosts: str, tmp_path: Path
+) -> None:
+    port, _, chroot = zookeeper_hosts.rpartition(":")[2].partition("/")
+    doubt = tmp_path / "cache.doubt"
+    with ExitStack() as stack:
+        proxy = stack.enter_context(TcpProxy(int(port)))
+        leaf, node = Members(f"{proxy.address}/{chroot}", stack).leaf("leaf-1", None, doubt)
+        wait_until(lambda: _online(leaf) == _SHARDS, 20, "all shards online")
+        assert not doubt.exists()
+        proxy.black_hole()
+        wait_until(doubt.exists, 10, "it may miss writes from now on")
+        assert _online(leaf) == _SHARDS
+        held = len(node.held)
+        time.sleep(1.5)  # ZooKeeper has ended the session, too
+        assert len(node.held) == held, "nothing goes"
+        proxy.forward()
+        proxy.reset()
+        wait_until(lambda: not doubt.exists(), 20, "all is made up for, or dropped")
+        wait_until(lambda: _online(leaf) == _SHARDS, 20, "all shards online again")
+
+
 def test_a_leaf_that_leaves_is_out_of_the_map_when_it_returns(members: Members) -> None:
     root, _ = members.root()
-    patient = {"drop_grace": "5s", "freeze_below": 0, "rebalance_delay": "10s"}
+    patient: dict[str, Any] = {"drop_grace": "5s", "freeze_below": 0, "rebalance_delay": "10s"}
     first, _ = members.leaf("leaf-1", **patient)
     second, _ = members.leaf("leaf-22", **patient)
     wait_until(lambda: _online(first) + _online(second) == _SHARDS, 20, "all shards online")
