@@ -1,5 +1,6 @@
 """A root whose leaves are slow, parted from it or gone: what it answers, and from where."""
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -55,6 +56,25 @@ def test_a_leaf_behind_a_dead_network_is_asked_no_more(
                     return proxy.open_connections > 0
 
                 wait_until(asked_again, 30, "it is asked again")
+
+
+def test_a_leaf_that_hangs_costs_time_and_no_value(server: ZooKeeperServer, tmp_path: Path) -> None:
+    with Cluster(tmp_path, new_chroot(server.address), rebalance_delay="60s") as cluster:
+        cluster.start()
+        leaf = next(leaf for leaf in cluster.leaves if not leaf.cluster().leader)
+        with cluster.root.client(timeout=2.0, retry=RetryPolicy(attempts=1)) as client:
+            assert client.batch_get({NAMESPACE: _KEYS})[NAMESPACE].to_bytes() == _VALUES
+            leaf.daemon.signal(signal.SIGSTOP)
+            try:
+                until = time.monotonic() + 4  # it is asked at first, then left out of the map
+                while time.monotonic() < until:
+                    assert client.batch_get({NAMESPACE: _KEYS})[NAMESPACE].to_bytes() == _VALUES
+                assert cluster.root.cluster().leaves == 2
+            finally:
+                leaf.daemon.signal(signal.SIGCONT)
+            cluster.wait_settled()
+            assert leaf.cluster().registration == ""
+            assert client.batch_get({NAMESPACE: _KEYS})[NAMESPACE].to_bytes() == _VALUES
 
 
 def test_a_write_that_a_replica_did_not_get_is_partial(
