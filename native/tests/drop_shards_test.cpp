@@ -181,22 +181,25 @@ TEST_F(DropShards, EvictionKeepsNothingOfThem) {
 // ---- races in DRAM
 // -------------------------------------------------------------------------------
 
-// A kept item is copied to a younger segment while its shard is dropped, and that one is opened
-// after it: the copy must not count.
-TEST_F(DropShards, DropWhileAnItemIsCopied) {
+// A kept item is copied to a younger segment while its shard is dropped: the copy must not count,
+// neither in a segment of before nor in one that is opened after the drop.
+class DropDuringAMove : public DropShards, public ::testing::WithParamInterface<const char*> {};
+
+TEST_P(DropDuringAMove, TheItemIsGone) {
   put(*engine_, ns_, "first", patterned("first", 1, 400));
   get(*engine_, ns_, "first");
-  points_.block("domain:copied");
+  points_.block(GetParam());
   auto writing = in_thread([&] {
     for (int i = 0; i < 4'000; ++i) {
       const std::string key = "k" + std::to_string(i);
       put(*engine_, ns_, key, patterned(key, 1, 400));
     }
   });
-  ASSERT_TRUE(points_.wait_blocked("domain:copied"));
+  ASSERT_TRUE(points_.wait_blocked(GetParam()));
+  EXPECT_EQ(status("first"), CellStatus::HitDram);
   drop(*engine_, "first");
   EXPECT_EQ(status("first"), CellStatus::Miss);
-  points_.release("domain:copied");
+  points_.release(GetParam());
   writing.get();
   EXPECT_EQ(status("first"), CellStatus::Miss);
   EXPECT_GE(counter("feature_cache_domain_hidden_total"), 1);
@@ -205,6 +208,11 @@ TEST_F(DropShards, DropWhileAnItemIsCopied) {
   EXPECT_EQ(counter("feature_cache_domain_live_bytes"), 0);
   EXPECT_EQ(counter("feature_cache_domain_payload_bytes"), 0);
 }
+
+INSTANTIATE_TEST_SUITE_P(At, DropDuringAMove, ::testing::Values("domain:moving", "domain:copied"),
+                         [](const auto& at) {
+                           return std::string(at.param) == "domain:moving" ? "Moving" : "Copied";
+                         });
 
 // At each step of a drop an install of an older value finds its token void, or is hidden.
 class InstallDuringADrop : public DropShards, public ::testing::WithParamInterface<const char*> {};
@@ -290,17 +298,19 @@ TEST_F(DropShardsBelow, HidesWhatIsOnTheDeviceWithoutReadingIt) {
   EXPECT_EQ(value_of("k"), "new");
 }
 
-// Demoted to a region that was open before the drop, beside items of that time.
+// Demoted while a region is open that was opened before the drop, and has items of that time.
 TEST_F(DropShardsBelow, AnItemOfAfterTheDropIsThereInEveryTier) {
   bring_to_device("k", "old");
+  ASSERT_EQ(regions("open"), 1);
   drop(*engine_, "k");
   const std::string same = same_as("k");
-  put(*engine_, ns_, same, "new");
-  for (int i = 0; i < 3000; ++i) {
-    push_more(1);
+  put(*engine_, ns_, same, "new", other_);
+  for (int i = 0; i < 40; ++i) {  // some of them fill a domain
+    put(*engine_, ns_, "wide " + std::to_string(i), std::string(15'000, 'w'), other_);
     ASSERT_EQ(value_of(same), "new") << i;
     ASSERT_EQ(status("k"), CellStatus::Miss) << i;
   }
+  EXPECT_EQ(status(same), CellStatus::HitNvm);
 }
 
 TEST_F(DropShardsBelow, DropDuringADemotion) {

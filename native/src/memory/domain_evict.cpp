@@ -288,6 +288,7 @@ void Domain::move_record_locked(std::uint64_t location, RecordHeader& record, co
   shape.negative = record.negative();
   shape.expiry = record.expiry;
   shape.incarnation = record.incarnation;
+  FC_SEQUENCE_POINT("domain:moving");
   const Reservation copy = append_locked(queue, shape, now, true);
   const Place place = parts_.index.place_of(hash.low);
   const std::uint32_t segment = parts_.arena.segment_of(location);
