@@ -143,6 +143,79 @@ TEST_F(MovedNvm, ALeafsRebuiltTierIsHidden) {
   EXPECT_GT(hits("new", any).nvm, 200);
 }
 
+// A whole node, by the way that the daemon makes it, with files as large for each instance.
+class MovedNode : public MovedNvm {
+ protected:
+  void start_over(std::uint32_t instances) {
+    config_ = engine_config(
+        instances * 8 * kMiB,
+        {with_nvm(name_space("pin", {domain("all", instances * 128 * kKiB, PolicyKind::Fifo)}),
+                  instances * kRegions)});
+    config_.nvm = nvm_config(folder_.file("device"), kRegions + 4);
+    config_.nvm.devices[0].bytes *= instances;
+    config_.persist.dir = shared_.path();
+    config_.persist.name = "cache";
+    config_.instances = instances;
+    if (engine_ != nullptr) {
+      EXPECT_TRUE(engine_->shutdown());
+    }
+    start();
+  }
+  std::string file(const std::string& name) const { return shared_.file(name); }
+};
+
+TEST_F(MovedNode, AnInstanceThatComesAgainStartsEmpty) {
+  for (const std::uint32_t fewer : {4U, 1U}) {
+    start_over(5);
+    write("old");
+    const auto of_last = [](int i) { return instance_of(high(i), 5) == 4; };
+    const Hits before = hits("old", any);
+    ASSERT_GT(before.nvm, 100);
+    start_over(5);
+    EXPECT_GT(hits("old", any).nvm, before.nvm / 2);
+    start_over(fewer);
+    for (const char* suffix : {"arena", "nvm"}) {
+      EXPECT_FALSE(std::filesystem::exists(file("cache-4." + std::string(suffix)))) << suffix;
+      EXPECT_TRUE(std::filesystem::exists(file("cache." + std::string(suffix)))) << suffix;
+    }
+    EXPECT_FALSE(std::filesystem::exists(folder_.file("device-4")));
+    EXPECT_TRUE(std::filesystem::exists(folder_.file("device")));
+    start_over(5);
+    const Hits after = hits("old", [&](int i) {
+      return !of_last(i) && instance_of(high(i), fewer) == instance_of(high(i), 5);
+    });
+    EXPECT_GT(after.dram + after.nvm, 200);
+    write("new");
+    start_over(5);
+    EXPECT_GT(hits("new", any).nvm, before.nvm / 2);
+    engine_->shutdown();
+    engine_.reset();
+    for (const auto& left : std::filesystem::directory_iterator(shared_.path())) {
+      std::filesystem::remove(left.path());
+    }
+  }
+}
+
+// Another cache that is called like an instance of this one keeps what is its own.
+TEST_F(MovedNode, WhatIsNoInstancesIsLeftAlone) {
+  config_.instance_count = 1;
+  config_.persist.name = "cache-1";
+  config_.nvm.devices[0].path = folder_.file("device-1");
+  start();
+  write("other's");
+  EXPECT_TRUE(engine_->shutdown());
+  engine_.reset();
+  const EngineConfig other = config_;
+  start_over(1);
+  engine_.reset();
+  EXPECT_TRUE(std::filesystem::exists(file("cache-1.arena")));
+  EXPECT_TRUE(std::filesystem::exists(folder_.file("device-1")));
+  config_ = other;
+  start();
+  EXPECT_EQ(engine_->start_report().memory, "clean");
+  EXPECT_EQ(engine_->start_report().nvm, "kept");
+}
+
 // A stamp that does not fit its check is older than all: what it says otherwise does not count.
 TEST_F(MovedNvm, DamagedStampsHideTheirSegmentsAndRegions) {
   config_.instance_count = 1;

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "core/sequence_point.hpp"
+#include "engine/leftovers.hpp"
 #include "engine/merged_counters.hpp"
 #include "engine/waiting_read.hpp"
 #include "persist/free_memory.hpp"
@@ -273,6 +274,9 @@ std::unique_ptr<Engine> make_instances(const EngineConfig& config, const Clock& 
                                        RecoveryProgress* progress, MemoryClaim claim,
                                        const std::vector<NumaNode>& nodes) {
   const std::vector<EngineConfig> parts = split_instances(config, !devices.empty());
+  if (config.instance_count == 1) {
+    remove_leftovers(config, static_cast<std::uint32_t>(parts.size()));
+  }
   if (claim == MemoryClaim::Whole) check_free_memory(config);
   if (parts.size() == 1) {
     return std::make_unique<BundledEngine>(parts.front(), clock, background, std::move(devices),
