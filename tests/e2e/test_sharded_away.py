@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cache_daemon.cachectl import app as cachectl
 from cache_daemon.client import Status
 from tests.proxy import TcpProxy
 from tests.servers import wait_until
@@ -134,3 +136,50 @@ def test_a_leaf_of_another_number_of_shards_takes_no_part(
             assert wrong.daemon.wait() == 0
         finally:
             wrong.kill()
+
+
+def test_a_cluster_behind_passwords(tmp_path: Path) -> None:
+    """SASL, and nothing that the nodes make is open to others."""
+    (tmp_path / "zookeeper").mkdir()
+    server = ZooKeeperServer(tmp_path / "zookeeper", sasl_users={"cache": "open sesame"})
+    password, wrong = tmp_path / "password", tmp_path / "wrong"
+    password.write_text("open sesame\n")
+    wrong.write_text("let me in\n")
+    with server:
+        hosts = f"{server.address}/secured"
+        auth = {"scheme": "sasl", "user": "cache", "password_file": str(password)}
+        zookeeper = {"hosts": hosts, "session_timeout": "1s", "auth": auth, "acl": "creator"}
+        with Cluster(tmp_path, hosts, leaves=2, zookeeper=zookeeper) as cluster:
+            cluster.start()
+            with cluster.root.client() as client:
+                assert client.batch_put({NAMESPACE: ([b"k"], [b"v"])}).all_stored
+            assert cluster.cachectl("nodes").returncode == 0
+            by_options = ["cluster", "nodes", "--json", "--zookeeper", hosts, "--auth", "sasl"]
+            login = ["--user", "cache", "--password-file", str(password)]
+            done = CliRunner().invoke(cachectl, [*by_options, *login])
+            assert done.exit_code == 0, done.stderr
+            login[-1] = str(wrong)
+            done = CliRunner().invoke(cachectl, [*by_options, *login, "--timeout", "3s"])
+            assert done.exit_code == 3
+            assert "sesame" not in done.output
+            assert "let me in" not in done.output
+            guess = auth | {"password_file": str(wrong)}
+            stranger = cluster.leaf(3, zookeeper=zookeeper | {"auth": guess})
+            try:
+                stranger.start().wait()
+                wait_until(lambda: bool(stranger.cluster().problems), 15, "it says why")
+                assert stranger.cluster().registration != ""
+                assert cluster.root.cluster().leaves == 2
+                assert "let me in" not in stranger.daemon.log
+            finally:
+                stranger.kill()
+
+
+def test_a_password_file_that_is_missing_ends_the_start(tmp_path: Path) -> None:
+    auth = {"user": "cache", "password_file": str(tmp_path / "missing")}
+    zookeeper = {"hosts": "127.0.0.1:1/x", "auth": auth}
+    with Cluster(tmp_path, "unused", leaves=1, zookeeper=zookeeper) as cluster:
+        leaf = cluster.leaves[0].start()
+        assert leaf.daemon.wait() == 1
+        assert "password_file" in leaf.daemon.log
+        assert "Traceback" not in leaf.daemon.log
