@@ -243,13 +243,16 @@ class NvmTest : public ::testing::Test {
 
  private:
   void adopt(const EngineConfig& config, std::vector<std::shared_ptr<NvmDevice>> devices) {
+    const bool devices_given = !devices.empty();
     engine_ = make_engine(config, clock_, false, std::move(devices));
     // Of a small share few regions are clean ahead of what comes.
     fill_step_ =
         config.namespaces[0].nvm.budget_bytes < 50 * kRegionBytes ? kItemsOfRegion / 2 : 400;
     file_bytes_.clear();
-    for (const NvmDeviceConfig& device : config.nvm.devices) {
-      file_bytes_.emplace(device.path, device.bytes);
+    for (const EngineConfig& part : split_instances(config, devices_given)) {
+      for (const NvmDeviceConfig& device : part.nvm.devices) {
+        file_bytes_.emplace(device.path, device.bytes);
+      }
     }
     pin_ = engine_->find_namespace("pin");
     user_ = engine_->find_namespace("user");
