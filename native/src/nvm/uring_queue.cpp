@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <limits>
+#include <mutex>
 #include <system_error>
 
 #include "core/check.hpp"
@@ -20,6 +21,24 @@ constexpr std::uint64_t kForever = std::numeric_limits<std::uint64_t>::max();
 // How long requests that the kernel had no memory for wait until they are offered again.
 constexpr std::uint64_t kOfferAgainNs = 1'000'000;
 
+// Held while a ring is mapped or unmapped. The kernel may map one thread's ring where another's has
+// just been; liburing asks for that by system calls of its own, so without the lock nothing tells a
+// thread sanitizer that the one was gone before the other came.
+std::mutex& mapping_mutex() {
+  static std::mutex of_process;
+  return of_process;
+}
+
+int map_ring(unsigned entries, io_uring* ring) {
+  const std::lock_guard lock(mapping_mutex());
+  return io_uring_queue_init(entries, ring, 0);
+}
+
+void unmap_ring(io_uring* ring) {
+  const std::lock_guard lock(mapping_mutex());
+  io_uring_queue_exit(ring);
+}
+
 }  // namespace
 
 UringQueue::UringQueue(std::shared_ptr<const DeviceFile> file, std::uint32_t depth)
@@ -32,10 +51,10 @@ UringQueue::UringQueue(std::shared_ptr<const DeviceFile> file, std::uint32_t dep
   // by a request of its own. Neither SINGLE_ISSUER nor DEFER_TASKRUN: they tie the ring to one
   // thread, which a queue's maker and user are not.
   const auto entries = static_cast<unsigned>(slots_.size()) + 2;
-  int outcome = io_uring_queue_init(entries, &ring_, 0);
+  int outcome = map_ring(entries, &ring_);
   if (outcome == 0) {
     outcome = try_out();
-    if (outcome < 0) io_uring_queue_exit(&ring_);
+    if (outcome < 0) unmap_ring(&ring_);
   }
   if (outcome < 0) {
     close(wake_event_);
@@ -60,7 +79,7 @@ int UringQueue::try_out() {
 UringQueue::~UringQueue() {
   IoRequest* ended[64];
   while (free_.size() < slots_.size()) wait(ended, kForever);
-  io_uring_queue_exit(&ring_);
+  unmap_ring(&ring_);
   close(wake_event_);
 }
 
