@@ -1,5 +1,5 @@
-// The sharded topology as the data plane sees it: which leaf answers which shard, and which shards a
-// leaf owns. Python makes both from ZooKeeper; the data plane never waits for it.
+// The sharded topology as the data plane sees it: which leaf answers which shard, and which shards
+// a leaf owns. Python makes both from ZooKeeper; the data plane never waits for it.
 #pragma once
 
 #include <cstdint>

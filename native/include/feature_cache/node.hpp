@@ -54,7 +54,8 @@ class Node {
   // to be read from NVM or fetched, else from a thread of the node, at the deadline at the latest.
   // `timeout_ms` 0: no deadline, the namespaces' fetch timeouts bound the wait, stores or none.
   virtual void batch_get(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) = 0;
-  // The same for an encoded BatchPutRequest or BatchDeleteRequest. Only a root waits: for its leaves.
+  // The same for an encoded BatchPutRequest or BatchDeleteRequest. Only a root waits: for its
+  // leaves.
   virtual void batch_put(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) = 0;
   virtual void batch_delete(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) = 0;
 
@@ -75,7 +76,8 @@ class Node {
   // Answers for these shards from now on; keys of all others are WRONG_SHARD. Returns when no write
   // is under way any more that began before.
   virtual void set_owned(OwnedShards owned) = 0;
-  // The keys of `shards` that were put or deleted in the last `age_ms`, for a replica that was away.
+  // The keys of `shards` that were put or deleted in the last `age_ms`, for a replica that was
+  // away.
   virtual RecentWrites recent_writes(std::uint32_t shard_count,
                                      std::span<const std::uint32_t> shards,
                                      std::uint64_t age_ms) const = 0;

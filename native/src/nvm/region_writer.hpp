@@ -14,7 +14,8 @@
 //   - read against the hand-over from buffer to device: the buffer goes when no epoch sees it.
 //   - flush against an append: the region is of one incarnation and doomed as a whole.
 //   - promotion against put, delete, reinsertion: the entry must still be the one that was read.
-//   - drop of a shard against a demotion, reinsertion or promotion: whoever has the room for the copy
+//   - drop of a shard against a demotion, reinsertion or promotion: whoever has the room for the
+//   copy
 //     asks again (core/moved_keys.hpp, tests/drop_shards_test.cpp).
 #pragma once
 

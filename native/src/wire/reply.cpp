@@ -7,9 +7,9 @@ namespace fc::wire {
 namespace {
 
 // Field keys: number and wire type of the proto's messages.
-constexpr std::uint8_t kRequestIdKey = 1 << 3;    // varint
-constexpr std::uint8_t kColumnsKey = 2 << 3 | 2;  // ValueColumn
-constexpr std::uint8_t kMapVersionKey = 3 << 3;  // varint
+constexpr std::uint8_t kRequestIdKey = 1 << 3;        // varint
+constexpr std::uint8_t kColumnsKey = 2 << 3 | 2;      // ValueColumn
+constexpr std::uint8_t kMapVersionKey = 3 << 3;       // varint
 constexpr std::uint8_t kWriteMapVersionKey = 2 << 3;  // varint
 constexpr std::uint8_t kValuesKey = 1 << 3 | 2;
 constexpr std::uint8_t kValueLengthsKey = 2 << 3 | 2;
