@@ -120,6 +120,30 @@ TEST_F(KeptShardsTest, WhatWasDroppedStaysDropped) {
   EXPECT_EQ(get(*engine_, ns_, of_two).value, "new");
 }
 
+// Over several instances a shard is kept where all of them kept it.
+TEST_F(KeptShardsTest, OfANodeOfSeveralInstancesAllKeepItOrNone) {
+  config_.memory_bytes *= 3;
+  config_.instances = 3;
+  for (NamespaceConfig& ns : config_.namespaces) ns.domains[0].budget_bytes *= 3;
+  start();
+  hold({1, 2, 5});
+  fill("v");
+  for (const bool in_order : {true, false}) {
+    restart(in_order);
+    EXPECT_EQ(kept(), (Shards{1, 2, 5}));
+    EXPECT_EQ(found("v"), (Shards{1, 2, 5}));
+  }
+  hold({1, 5});
+  restart(false);
+  EXPECT_EQ(kept(), (Shards{1, 5}));
+  EXPECT_EQ(found("v"), (Shards{1, 5}));
+  engine_.reset();
+  ASSERT_TRUE(std::filesystem::remove(folder_.file("cache-1.shards")));
+  start();
+  EXPECT_EQ(kept(), Shards{}) << "a third of each shard is missing";
+  EXPECT_EQ(engine_->kept_shards().away_ms, 0U);
+}
+
 // A shard that leaves, in this process or the next, and comes back: nothing of before.
 TEST_F(KeptShardsTest, WhatIsNoLongerHeldIsDropped) {
   start();
