@@ -249,6 +249,25 @@ TEST_F(LeafTest, ShardsThatItGivesAwayTakeNoWriteAfterwards) {
   writer.join();
 }
 
+TEST_F(LeafTest, ShardsChangeWhileWritesNeverCease) {
+  const std::vector<std::string> keys = many_keys(200);
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> writers;
+  for (int t = 0; t < 6; ++t) {
+    writers.emplace_back([&] {
+      while (!stop) erase(leaf(), keys);
+    });
+  }
+  const auto started = steady_clock::now();
+  for (std::uint64_t version = 3; version < 23; ++version) {
+    own(0, version);
+    EXPECT_EQ(leaf().recent_writes(kShards, {{0}}, 0).map_version, version);
+  }
+  EXPECT_LT(steady_clock::now() - started, milliseconds(5000));
+  stop = true;
+  for (std::thread& writer : writers) writer.join();
+}
+
 TEST_F(LeafTest, OwnedShardsThatContradictThemselvesAreRefused) {
   EXPECT_THROW(leaf().set_owned({1, 0, {}, {}}), std::invalid_argument);
   EXPECT_THROW(leaf().set_owned({1, 4, {4}, {}}), std::invalid_argument);

@@ -1,8 +1,15 @@
 #include "upstream/leaf_shards.hpp"
 
+#include <chrono>
 #include <stdexcept>
+#include <thread>
 
 namespace fc {
+namespace {
+
+constexpr std::chrono::microseconds kSettlePoll{50};
+
+}  // namespace
 
 // ---- the log
 // -------------------------------------------------------------------------------------
@@ -61,14 +68,22 @@ void LeafShards::set(const OwnedShards& owned) {
   }
   view->owned = static_cast<std::uint32_t>(owned.shards.size());
   view->owned_since_ms.assign(owned.shard_count, RecentWriteLog::boot_now_ms());
-  const std::unique_lock lock(mutex_);
-  if (view_->shard_count() == owned.shard_count) {
+  const std::lock_guard one(set_mutex_);
+  std::shared_ptr<const View> before = this->view();
+  if (before->shard_count() == owned.shard_count) {
     for (const std::uint32_t shard : owned.shards) {
-      if (view_->written_since[shard] == View::kNotOwned) continue;
-      view->owned_since_ms[shard] = view_->owned_since_ms[shard];
+      if (before->written_since[shard] == View::kNotOwned) continue;
+      view->owned_since_ms[shard] = before->owned_since_ms[shard];
     }
   }
-  view_ = std::move(view);
+  {
+    const std::lock_guard lock(mutex_);
+    view_ = std::move(view);
+  }
+  // Nobody gets hold of the older view any more; who has it is reading or writing by it.
+  while (before.use_count() != 1) std::this_thread::sleep_for(kSettlePoll);
+  std::atomic_thread_fence(std::memory_order_acquire);
+  settled_version_.store(owned.version, std::memory_order_release);
 }
 
 void LeafShards::visit(CounterVisitor& visitor) const {

@@ -1,7 +1,9 @@
 // What a leaf answers for, and what was written to it of late.
 //
-// Reads look at an immutable view; writes hold the view's lock, so that set() returns only when no
-// write is under way that found a shard still owned: what is dropped afterwards stays dropped.
+// Reads and writes go by an immutable view, and writes hold on to theirs until they are done: set()
+// returns only when no write is under way that found a shard still owned, so what is dropped
+// afterwards stays dropped. No lock is held meanwhile: writes that never cease must not keep a new
+// view from coming.
 //
 // The log of recent writes is for a replica that was away: it asks its peers which keys it may have
 // missed, and drops those. Bounded in bytes: who was away for longer than the log reaches back has
@@ -13,7 +15,6 @@
 #include <deque>
 #include <memory>
 #include <mutex>
-#include <shared_mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -91,16 +92,15 @@ class LeafShards {
   explicit LeafShards(const LeafConfig& config) : log(config.write_log_bytes) {}
 
   std::shared_ptr<const View> view() const {
-    const std::shared_lock lock(mutex_);
+    const std::lock_guard lock(mutex_);
     return view_;
   }
   // Throws std::invalid_argument for shards that contradict themselves.
   void set(const OwnedShards& owned);
-  // For a write: holds the view while it goes on.
-  std::shared_lock<std::shared_mutex> hold(std::shared_ptr<const View>& view) const {
-    std::shared_lock lock(mutex_);
-    view = view_;
-    return lock;
+  // Of the newest view by which, or by a newer one, all writes go: those by older ones have ended,
+  // and are in the log.
+  std::uint64_t settled_version() const noexcept {
+    return settled_version_.load(std::memory_order_acquire);
   }
   void visit(CounterVisitor& visitor) const;
 
@@ -109,7 +109,9 @@ class LeafShards {
   Counter writes_refused;  // keys
 
  private:
-  mutable std::shared_mutex mutex_;
+  std::mutex set_mutex_;  // one set() at a time
+  std::atomic<std::uint64_t> settled_version_{0};
+  mutable std::mutex mutex_;
   std::shared_ptr<const View> view_ = std::make_shared<View>();  // guarded by mutex_
 };
 

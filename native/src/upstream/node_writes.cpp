@@ -15,12 +15,12 @@ const wire::KeyColumn& keys_of(const wire::KeyColumn& column) {
 
 }  // namespace
 
-// Which keys of a write this leaf takes; holds its shards while the write goes on.
+// Which keys of a write this leaf takes; holds on to its view of shards while the write goes on.
 class CacheNode::OwnedWrite {
  public:
   // `leaf` null: it takes all.
   OwnedWrite(LeafShards* leaf, std::uint64_t by_version) : leaf_(leaf), by_version_(by_version) {
-    if (leaf_ != nullptr) hold_ = leaf_->hold(view_);
+    if (leaf_ != nullptr) view_ = leaf_->view();
   }
 
   void choose(NamespaceIndex index, const NamespaceLink& ns,
@@ -53,15 +53,12 @@ class CacheNode::OwnedWrite {
     return all;
   }
   std::uint64_t map_version() const { return view_ == nullptr ? 0 : view_->version; }
-  void release() {
-    if (hold_.owns_lock()) hold_.unlock();
-  }
+  void release() { view_.reset(); }
 
  private:
   LeafShards* const leaf_;
   const std::uint64_t by_version_;
   std::shared_ptr<const LeafShards::View> view_;
-  std::shared_lock<std::shared_mutex> hold_;
   std::vector<bool> taken_;
 };
 
@@ -169,9 +166,11 @@ RecentWrites CacheNode::recent_writes(std::uint32_t shard_count,
                                       std::span<const std::uint32_t> shards,
                                       std::uint64_t age_ms) const {
   if (leaf_ == nullptr) throw std::invalid_argument("this node is no leaf: it logs no writes");
-  const std::shared_ptr<const LeafShards::View> view = leaf_->view();
   RecentWrites result;
-  result.map_version = view->version;
+  // First: what was written by an older view is in the log by then, and what is the leaf's own by
+  // the view that is looked at later was so meanwhile.
+  result.map_version = leaf_->settled_version();
+  const std::shared_ptr<const LeafShards::View> view = leaf_->view();
   if (shard_count == 0 || shard_count != view->shard_count()) return result;
   std::vector<bool> wanted(shard_count);
   for (const std::uint32_t shard : shards) {
