@@ -442,11 +442,13 @@ class Node:
         shard_count: int,
         shards: npt.NDArray[np.uint32],
         written_since: npt.NDArray[np.uint64] = ...,
+        readable: npt.NDArray[np.uint8] = ...,
     ) -> None:
         """Of a leaf: answers for these shards alone; waits for writes under way.
 
         `version`: of the newest map it knows. `written_since`, one a shard: the map version from
         which on its writes reach all of its replicas; writes by older maps are refused.
+        `readable`, one a shard: 0 where it takes writes and answers no reads.
         """
     def drop_shards(self, shard_count: int, shards: npt.NDArray[np.uint32]) -> None:
         """Of a leaf: hides all that it holds of these shards, for good. ValueError for others."""

@@ -307,6 +307,7 @@ class LeafMembership(_Member):
             self._kept -= numbers
             self._doubtful -= numbers
             self._made_up |= numbers & set(self._owned.tolist())
+            self._tell_node_locked()  # before it says that it is online
             self._hold_locked()
             self._settle_doubts_locked()
 
@@ -356,7 +357,11 @@ class LeafMembership(_Member):
     def _tell_node_locked(self) -> None:
         if self._native is not None:
             version, since = self._view.version, self._view.written_since(self._owned)
-            self._native.set_owned(version, self._settings.shard_count, self._owned, since)
+            # A root that has not heard yet that this leaf was away still asks it: not for what an
+            # earlier process left, before it is known what of it is old.
+            readable = (~np.isin(self._owned, _sorted(self._kept))).astype(np.uint8)
+            count = self._settings.shard_count
+            self._native.set_owned(version, count, self._owned, since, readable)
 
     def _hold_locked(self) -> None:
         """Tells what the next process may take over, once it is known of all that was kept."""

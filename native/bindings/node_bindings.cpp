@@ -210,8 +210,10 @@ class PyNode {
     return inside ? node_->newest_map_version() : 0;
   }
   void set_owned(std::uint64_t version, std::uint32_t shard_count,
-                 const Array<std::uint32_t>& shards, const Array<std::uint64_t>& written_since) {
-    OwnedShards owned{version, shard_count, to_vector(shards), to_vector(written_since)};
+                 const Array<std::uint32_t>& shards, const Array<std::uint64_t>& written_since,
+                 const Array<std::uint8_t>& readable) {
+    OwnedShards owned{version, shard_count, to_vector(shards), to_vector(written_since),
+                      to_vector(readable)};
     py::gil_scoped_release release;
     const auto inside = enter();
     node_->set_owned(std::move(owned));
@@ -465,7 +467,7 @@ void bind_node(py::module_& module) {
       .def("set_shard_map", &PyNode::set_shard_map, "shard_map"_a)
       .def("newest_map_version", &PyNode::newest_map_version)
       .def("set_owned", &PyNode::set_owned, "version"_a, "shard_count"_a, "shards"_a,
-           "written_since"_a = Array<std::uint64_t>(0))
+           "written_since"_a = Array<std::uint64_t>(0), "readable"_a = Array<std::uint8_t>(0))
       .def("drop_shards", &PyNode::drop_shards, "shard_count"_a, "shards"_a)
       .def("hold_shards", &PyNode::hold_shards, "shard_count"_a, "shards"_a)
       .def("kept_shards", &PyNode::kept_shards)

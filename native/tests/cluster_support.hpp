@@ -208,7 +208,7 @@ class ClusterTest : public ::testing::Test {
     return map;
   }
   void own(std::uint32_t leaf, std::uint64_t version, std::uint64_t written_since = 0) {
-    OwnedShards owned{version, kShards, {}, {}};
+    OwnedShards owned{version, kShards, {}, {}, {}};
     for (std::uint32_t s = 0; s < kShards; ++s) {
       const std::vector<std::uint32_t> replicas = replicas_of_(s);
       if (std::find(replicas.begin(), replicas.end(), leaf) == replicas.end()) continue;

@@ -146,7 +146,7 @@ TEST_F(RootTest, AWrongShardIsAskedElsewhereAndTheNewerMapIsHeardOf) {
   const std::vector<std::string> keys = many_keys(200);
   put(*root_, keys, "v:");
   // Leaf 0 knows version 5, in which nothing is its own any more.
-  leaves_[0]->set_owned({5, kShards, {}, {}});
+  leaves_[0]->set_owned({5, kShards, {}, {}, {}});
   EXPECT_EQ(count(get(keys), CellStatus::HitDram), keys.size());
   EXPECT_EQ(root_->newest_map_version(), 5U);
   EXPECT_GT(counter("feature_cache_root_wrong_shard_cells_total"), 0);
@@ -156,7 +156,7 @@ TEST_F(RootTest, AWrongShardWithoutAnyOtherReplicaSaysSo) {
   start(2, 1);
   const std::vector<std::string> keys = many_keys(50);
   put(*root_, keys, "v:");
-  leaves_[0]->set_owned({5, kShards, {}, {}});
+  leaves_[0]->set_owned({5, kShards, {}, {}, {}});
   const std::vector<Cell> cells = get(keys);
   for (std::size_t i = 0; i < keys.size(); ++i) {
     EXPECT_EQ(cells[i].status,
@@ -261,7 +261,7 @@ TEST_F(RootTest, MapsThatContradictThemselvesOrAreOlderChangeNothing) {
   root_->set_shard_map(old);
   EXPECT_EQ(get({"a"})[0], cell(CellStatus::HitDram, "v:a"));
   EXPECT_THROW(leaves_[0]->set_shard_map(map_of(3)), std::invalid_argument);
-  EXPECT_THROW(root_->set_owned({1, 4, {}, {}}), std::invalid_argument);
+  EXPECT_THROW(root_->set_owned({1, 4, {}, {}, {}}), std::invalid_argument);
 }
 
 TEST_F(RootTest, StoppingAnswersWhatWaits) {

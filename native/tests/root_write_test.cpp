@@ -161,6 +161,25 @@ TEST_F(LeafTest, BeforeItIsToldOfShardsItOwnsNone) {
   EXPECT_EQ(put(*young, {"a"}, "v").columns[0][0], WriteStatus::Error);
 }
 
+// What it holds may be older than what others were told while it was away.
+TEST_F(LeafTest, TakesWritesForShardsThatItDoesNotReadYet) {
+  const std::vector<std::string> keys = many_keys(100);
+  put(leaf(), keys, "old:");
+  OwnedShards owned{2, kShards, {}, {}, {}};
+  for (std::uint32_t s = 0; s < kShards; s += 2) {
+    owned.shards.push_back(s);
+    owned.readable.push_back(s < kShards / 2 ? 1 : 0);
+  }
+  leaf().set_owned(owned);
+  const Written written = put(leaf(), keys, "new:");
+  const Answer answer = ask(leaf(), {.columns = {{"pin", keys}}});
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    EXPECT_EQ(written.columns[0][i] == WriteStatus::Stored, even(keys[i]));
+    const bool readable = even(keys[i]) && shard(keys[i]) < kShards / 2;
+    EXPECT_EQ(answer.columns[0][i].status, readable ? CellStatus::HitDram : CellStatus::WrongShard);
+  }
+}
+
 TEST_F(LeafTest, RefusesWritesByAMapOlderThanItsShardsReplicas) {
   own(0, 7, 5);
   const std::vector<std::string> keys = many_keys(50);
@@ -203,7 +222,8 @@ TEST_F(LeafTest, KnowsNothingOfTheTimeBeforeAShardCame) {
   EXPECT_TRUE(leaf().recent_writes(kShards, {{0, 2}}, 30).complete);
   own(0, 2);  // as before: it stays as old
   EXPECT_TRUE(leaf().recent_writes(kShards, {{0, 2}}, 30).complete);
-  leaf().set_owned({.version = 3, .shard_count = kShards, .shards = {0}, .written_since = {}});
+  leaf().set_owned(
+      {.version = 3, .shard_count = kShards, .shards = {0}, .written_since = {}, .readable = {}});
   own(0, 4);
   EXPECT_TRUE(leaf().recent_writes(kShards, {{0}}, 30).complete) << "it never went";
   EXPECT_FALSE(leaf().recent_writes(kShards, {{0, 2}}, 30).complete);
@@ -237,7 +257,7 @@ TEST_F(LeafTest, ShardsThatItGivesAwayTakeNoWriteAfterwards) {
     }
   });
   for (int round = 0; round < 50; ++round) {
-    leaf().set_owned({3, kShards, {}, {}});
+    leaf().set_owned({3, kShards, {}, {}, {}});
     given_away = true;
     erase(leaf(), keys);  // refused, too
     std::this_thread::sleep_for(milliseconds(1));
@@ -269,9 +289,10 @@ TEST_F(LeafTest, ShardsChangeWhileWritesNeverCease) {
 }
 
 TEST_F(LeafTest, OwnedShardsThatContradictThemselvesAreRefused) {
-  EXPECT_THROW(leaf().set_owned({1, 0, {}, {}}), std::invalid_argument);
-  EXPECT_THROW(leaf().set_owned({1, 4, {4}, {}}), std::invalid_argument);
-  EXPECT_THROW(leaf().set_owned({1, 4, {1, 2}, {0}}), std::invalid_argument);
+  EXPECT_THROW(leaf().set_owned({1, 0, {}, {}, {}}), std::invalid_argument);
+  EXPECT_THROW(leaf().set_owned({1, 4, {4}, {}, {}}), std::invalid_argument);
+  EXPECT_THROW(leaf().set_owned({1, 4, {1, 2}, {0}, {}}), std::invalid_argument);
+  EXPECT_THROW(leaf().set_owned({1, 4, {1, 2}, {}, {1}}), std::invalid_argument);
 }
 
 }  // namespace

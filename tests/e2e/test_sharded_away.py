@@ -1,16 +1,19 @@
 """A leaf that is away while others are written to: what it has when it is back, and what not."""
 
+import contextlib
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 import pytest
 from typer.testing import CliRunner
 
 from cache_daemon.cachectl import app as cachectl
-from cache_daemon.client import Status
+from cache_daemon.client import FeatureCacheError, RetryPolicy, Status
 from tests.proxy import TcpProxy
 from tests.servers import wait_until
 from tests.sharded_daemons import NAMESPACE, Cluster, Node
@@ -49,6 +52,39 @@ def _halves(away: Node) -> tuple[list[bytes], list[bytes]]:
     ]
     assert len(own) > 100
     return own[: len(own) // 2], own[len(own) // 2 :]
+
+
+class _Asker:
+    """Asks a leaf for the same keys over and over, from before it starts; keeps what it saw."""
+
+    def __init__(self, leaf: Node, keys: list[bytes]) -> None:
+        self.seen: set[int] = set()
+        self._leaf = leaf
+        self._keys = keys
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.005):
+            with (
+                contextlib.suppress(FeatureCacheError),  # while it is down
+                self._leaf.client(timeout=1.0, retry=RetryPolicy(attempts=1)) as client,
+            ):
+                column = client.batch_get({NAMESPACE: self._keys})[NAMESPACE]
+                self.seen |= set(column.statuses.tolist())
+
+    def __enter__(self) -> "_Asker":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
 
 
 def test_a_leaf_that_zookeeper_lost_drops_what_it_missed_and_nothing_else(
@@ -109,10 +145,14 @@ def test_a_leaf_that_was_down_serves_nothing_that_was_deleted_meanwhile(
             wait_until(lambda: cluster.root.cluster().leaves == 2, 15, "it is left out")
             assert client.batch_delete({NAMESPACE: missed[:half]}).all_stored
             assert client.batch_put({NAMESPACE: (missed[half:], [b"new"] * (len(missed) - half))})
-            leaf.start().wait()
-            assert leaf.status().start.memory in ("clean", "checked")
-            wait_until(lambda: leaf.cluster().shards_online > 0, 20, "it has its shards")
-            cluster.wait_settled()
+            # As roots ask it that have not heard yet that it was down.
+            with _Asker(leaf, missed) as asker:
+                leaf.start().wait()
+                assert leaf.status().start.memory in ("clean", "checked")
+                wait_until(lambda: leaf.cluster().shards_online > 0, 20, "it has its shards")
+                cluster.wait_settled()
+            assert Status.WRONG_SHARD in asker.seen, "it was asked before it had its shards"
+            assert Status.HIT_DRAM not in asker.seen
             assert Status.HIT_DRAM not in _statuses(leaf, missed)
             for _ in range(5):
                 column = client.batch_get({NAMESPACE: missed})[NAMESPACE]

@@ -34,6 +34,7 @@ class StandIn:
     def __init__(self) -> None:
         self.maps: list[_native.ShardMap] = []
         self.owned: list[tuple[int, int, list[int], list[int]]] = []
+        self.unread: list[list[int]] = []  # as in owned, those that are not to be read
         self.dropped: list[int] = []
         self.held: list[list[int]] = []
         self.kept: list[int] = []
@@ -46,8 +47,11 @@ class StandIn:
     def newest_map_version(self) -> int:
         return self.newest
 
-    def set_owned(self, version: int, shard_count: int, shards: Any, written_since: Any) -> None:
-        assert len(shards) == len(written_since)
+    def set_owned(
+        self, version: int, shard_count: int, shards: Any, written_since: Any, readable: Any
+    ) -> None:
+        assert len(shards) == len(written_since) == len(readable)
+        self.unread.append(shards[readable == 0].tolist())
         self.owned.append((version, shard_count, shards.tolist(), written_since.tolist()))
 
     def drop_shards(self, shard_count: int, shards: Any) -> None:
@@ -197,6 +201,18 @@ def test_a_process_that_was_parted_leaves_nothing_to_the_next(
     assert not doubt.exists()
     wait_until(lambda: _online(member) == _SHARDS, 20, "all shards online")
     assert node.held[-1] == list(range(_SHARDS))
+
+
+def test_what_a_process_left_is_not_read_before_it_is_made_up_for(members: Members) -> None:
+    node = StandIn()
+    node.kept = [1, 3]
+    member, _ = members.leaf("leaf-1", node)
+    wait_until(lambda: _online(member) == _SHARDS, 20, "all shards online")
+    first = next(i for i, owned in enumerate(node.owned) if {1, 3} <= set(owned[2]))
+    assert node.unread[first] == [1, 3]
+    assert node.unread[-1] == []
+    # No peer knows what was missed, so it goes before it is read.
+    assert set(node.dropped) >= {1, 3}
 
 
 def test_a_leaf_that_is_parted_marks_its_memory_until_all_is_made_up(

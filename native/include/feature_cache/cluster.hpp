@@ -50,6 +50,10 @@ struct OwnedShards {
   // One a shard: since which version of the view its writes go to as many replicas as now. A write
   // of a root with an older map would miss one of them. Empty: all zero.
   std::vector<std::uint64_t> written_since;
+  // One a shard: 0 while what the leaf holds of it may be older than what others were told, so that
+  // it takes writes and answers no reads: a root that has not heard yet that the leaf was away may
+  // still ask it. Empty: all may be read.
+  std::vector<std::uint8_t> readable;
 };
 
 // What was written to shards of late, by namespace.

@@ -264,7 +264,7 @@ void CacheNode::look_up_owned(GetColumn& lookup, const LeafShards::View& owned,
   std::vector<std::uint32_t> here;
   here.reserve(lookup.keys.size());
   for (std::uint32_t i = 0; i < lookup.keys.size(); ++i) {
-    if (owned.owns(hash_key(seed, lookup.keys[i]).high)) here.push_back(i);
+    if (owned.reads(hash_key(seed, lookup.keys[i]).high)) here.push_back(i);
   }
   if (here.size() == lookup.keys.size()) return engine_->get(lookup);
   leaf_->wrong_shard.add(lookup.keys.size() - here.size());

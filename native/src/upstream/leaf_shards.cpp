@@ -56,14 +56,19 @@ void LeafShards::set(const OwnedShards& owned) {
   if (!owned.written_since.empty() && owned.written_since.size() != owned.shards.size()) {
     throw std::invalid_argument("owned shards: `written_since` has not one number a shard");
   }
+  if (!owned.readable.empty() && owned.readable.size() != owned.shards.size()) {
+    throw std::invalid_argument("owned shards: `readable` has not one flag a shard");
+  }
   auto view = std::make_shared<View>();
   view->version = owned.version;
   view->written_since.assign(owned.shard_count, View::kNotOwned);
+  view->readable.assign(owned.shard_count, 0);
   for (std::size_t i = 0; i < owned.shards.size(); ++i) {
     if (owned.shards[i] >= owned.shard_count) {
       throw std::invalid_argument("owned shards: shard " + std::to_string(owned.shards[i]) +
                                   " of " + std::to_string(owned.shard_count));
     }
+    view->readable[owned.shards[i]] = owned.readable.empty() ? 1 : owned.readable[i];
     view->written_since[owned.shards[i]] = owned.written_since.empty() ? 0 : owned.written_since[i];
   }
   view->owned = static_cast<std::uint32_t>(owned.shards.size());

@@ -68,6 +68,7 @@ class LeafShards {
     std::uint64_t version = 0;
     std::vector<std::uint64_t> written_since;   // by shard; kNotOwned where it is not this leaf's
     std::vector<std::uint64_t> owned_since_ms;  // by shard: from then on without a break
+    std::vector<std::uint8_t> readable;         // by shard
     std::uint32_t owned = 0;
 
     std::uint32_t shard_count() const noexcept {
@@ -81,6 +82,9 @@ class LeafShards {
     // Before the first set() nothing is owned.
     bool owns(std::uint64_t high) const noexcept {
       return !written_since.empty() && written_since[shard_of(high, shard_count())] != kNotOwned;
+    }
+    bool reads(std::uint64_t high) const noexcept {
+      return !readable.empty() && readable[shard_of(high, shard_count())] != 0;
     }
     // Whether a write by map `version` (0: by none) reaches all replicas.
     bool takes_write(std::uint64_t high, std::uint64_t by_version) const noexcept {
