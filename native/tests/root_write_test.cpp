@@ -57,7 +57,7 @@ TEST_F(RootWriteTest, ASilentReplicaIsWaitedForUntilTheDeadline) {
   manners(1).silent = true;
   const auto started = steady_clock::now();
   EXPECT_EQ(put(*root_, {"a"}, "v:", 0, 100).columns[0][0], WriteStatus::Partial);
-  EXPECT_LT(steady_clock::now() - started, milliseconds(400));
+  EXPECT_LT(steady_clock::now() - started, milliseconds(1000));
 }
 
 TEST_F(RootWriteTest, ValuesThatNoLeafTakesAreRejected) {
@@ -114,7 +114,7 @@ TEST_F(RootWriteTest, ByAnOlderMapFailWhereNoNewerOneComes) {
   for (std::uint32_t l = 0; l < 2; ++l) own(l, 2, 2);
   const auto started = steady_clock::now();
   EXPECT_EQ(put(*root_, {"a"}, "v:", 0, 200).columns[0][0], WriteStatus::Error);
-  EXPECT_LT(steady_clock::now() - started, milliseconds(400));
+  EXPECT_LT(steady_clock::now() - started, milliseconds(1000));
   EXPECT_EQ(count(get({"a"}), CellStatus::Miss), 1U);
 }
 
