@@ -1,6 +1,9 @@
 """The client against our own server in this process, and the same calls on the embedded node."""
 
 import asyncio
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,13 +22,26 @@ from cache_daemon.client import (
     AsyncClient,
     Client,
     InvalidRequest,
+    RetryPolicy,
     Status,
     Transport,
     Unavailable,
     UnknownName,
 )
+from tests.servers import free_port
 
 _DIM = 50
+
+# A server of its own process: one in this process would poll the client's connections, too.
+_SERVER = """
+import sys
+from cache_daemon._native import DomainConfig, NamespaceConfig, Node, NodeConfig, Server
+domain = DomainConfig(name="all", budget_bytes=1 << 20)
+pin = NamespaceConfig(name="pin", domains=[domain], default_domain="all")
+server = Server(Node(NodeConfig(memory_bytes=8 << 20, namespaces=[pin])), [sys.argv[1]])
+print("up", flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -161,3 +177,27 @@ def test_a_client_finds_a_daemon_that_came_back(node: Node) -> None:
             assert reply["pin"].to_bytes() == [b"1"]
         finally:
             second.stop()
+
+
+def test_a_client_that_was_refused_for_long_finds_the_daemon_within_two_seconds() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with Client(address, timeout=1.0, retry=RetryPolicy(attempts=1)) as client:
+        end = time.monotonic() + 2.5  # so that gRPC has backed off as far as it does
+        while time.monotonic() < end:
+            with pytest.raises(Unavailable):
+                client.batch_get({"pin": ["a"]})
+            time.sleep(0.01)
+        command = [sys.executable, "-c", _SERVER, address]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"up\n"
+            up = time.monotonic()
+            while True:
+                try:
+                    client.batch_get({"pin": ["a"]})
+                    break
+                except Unavailable:
+                    assert time.monotonic() - up < 2.0
+                    time.sleep(0.01)
+            assert server.stdin is not None
+            server.stdin.close()

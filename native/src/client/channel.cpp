@@ -26,6 +26,8 @@ constexpr int kStreamWindowBytes = 4 << 20;
 // A restarted daemon is back within a second; gRPC's default backs off for up to two minutes.
 constexpr int kReconnectMsFirst = 50;
 constexpr int kReconnectMsMax = 1000;
+// How long a blocking call that found no server drives the connection before it says so.
+constexpr std::chrono::milliseconds kReconnectDrive{20};
 
 // The size of which one freed block teaches glibc to keep memory instead of giving it back.
 constexpr std::size_t kKeptBytes = std::size_t{8} << 20;
@@ -124,6 +126,12 @@ class Channel::State : public std::enable_shared_from_this<State> {
         grpc::internal::BlockingUnaryCall<grpc::ByteBuffer, grpc::ByteBuffer, grpc::ByteBuffer,
                                           grpc::ByteBuffer>(channel_.get(), method, &context,
                                                             to_byte_buffer(request), &reply);
+    // Where nothing listened the call has failed at once. Nobody else polls this connection:
+    // without this, a server that is back would be noticed by gRPC's own look every few seconds.
+    if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+      channel_->WaitForConnected(
+          std::min(context.deadline(), std::chrono::system_clock::now() + kReconnectDrive));
+    }
     leave(context);
     if (!status.ok()) return failure_of(status);
     return parse<Answer>(reply);
