@@ -12,8 +12,9 @@
 
 namespace fc {
 
-enum class FetchPriority : std::uint8_t { Live = 0, Speculative = 1, Background = 2 };
-inline constexpr std::size_t kFetchPriorities = 3;
+// Replay: of a warm-up.
+enum class FetchPriority : std::uint8_t { Live = 0, Speculative = 1, Background = 2, Replay = 3 };
+inline constexpr std::size_t kFetchPriorities = 4;
 
 // The store's answer for one key.
 struct FetchedValue {

@@ -42,6 +42,17 @@ struct RequestBytes {
 // A reply is a row of buffers to be sent one after the other.
 using ReplyDone = std::function<void(CallStatus, std::vector<Buffer>)>;
 
+// A key that a warm-up wants in the cache.
+struct WarmKey {
+  NamespaceIndex ns = kNoNamespace;
+  DomainIndex domain = kNoDomain;  // that its value enters; kNoDomain: as of any fetched value
+  std::string_view key;
+};
+// What became of each key, in their order: HitDram, HitNvm or NotFound where the cache knew
+// already (as far as the index tells), Fetched or NotFound where the store said so, Miss without a
+// store, WrongShard, or how the fetch failed.
+using WarmDone = std::function<void(std::span<const CellStatus>)>;
+
 class Engine;
 class LeafConnector;
 class NvmDevice;
@@ -58,6 +69,14 @@ class Node {
   // leaves.
   virtual void batch_put(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) = 0;
   virtual void batch_delete(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) = 0;
+
+  // Fetches those of `keys` that are absent, after everything else that waits for a store; they are
+  // not counted as asked. `done` is called once, as batch_get()'s; `timeout_ms` must not be 0.
+  // `owner` keeps the keys alive.
+  virtual void warm(std::vector<WarmKey> keys, std::shared_ptr<const void> owner,
+                    std::uint64_t timeout_ms, WarmDone done) = 0;
+  // Says of each key whether the cache knows its value now, or that there is none: 1, else 0.
+  virtual void held(std::span<const WarmKey> keys, std::span<std::uint8_t> held) = 0;
 
   // Misses for `store`, waiting for them; null when there are none within `wait_ms`, when the
   // store's concurrency is used up, or after stop().

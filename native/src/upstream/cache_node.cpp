@@ -314,10 +314,14 @@ void CacheNode::count(const PendingGet& get) {
   get_seconds_.record_ns(spent);
   if (get.counted_pending) {
     (get.asks_store ? fetch_seconds_ : nvm_seconds_).record_ns(spent);
-    pending_.fetch_sub(1, std::memory_order_relaxed);
-    const std::lock_guard lock(pending_mutex_);
-    pending_gets_.erase(const_cast<PendingGet*>(&get));
+    leave_pending(get);
   }
+}
+
+void CacheNode::leave_pending(const PendingGet& get) {
+  pending_.fetch_sub(1, std::memory_order_relaxed);
+  const std::lock_guard lock(pending_mutex_);
+  pending_gets_.erase(const_cast<PendingGet*>(&get));
 }
 
 std::shared_ptr<FetchBatch> CacheNode::take_fetch(std::string_view store, std::uint64_t wait_ms) {
@@ -338,6 +342,13 @@ void CacheNode::visit(CounterVisitor& visitor) const {
     }
   }
   for (const auto& link : namespaces_) {
+    for (std::size_t s = 1; s < kCellStatusCount; ++s) {
+      if (link->warmed[s].get() == 0) continue;
+      const Label labels[] = {{"namespace", link->name}, {"status", kStatusNames[s]}};
+      visitor.counter("feature_cache_warmed_keys_total",
+                      "Keys that warm-ups asked for, by what became of them.", labels,
+                      link->warmed[s].get());
+    }
     if (link->speculation != nullptr) link->speculation->visit(visitor, link->name);
   }
   for (const auto& store : stores_) store->visit(visitor);

@@ -35,6 +35,9 @@ class CacheNode final : public Node {
   void batch_get(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) override;
   void batch_put(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) override;
   void batch_delete(RequestBytes request, std::uint64_t timeout_ms, ReplyDone done) override;
+  void warm(std::vector<WarmKey> keys, std::shared_ptr<const void> owner, std::uint64_t timeout_ms,
+            WarmDone done) override;
+  void held(std::span<const WarmKey> keys, std::span<std::uint8_t> held) override;
   std::shared_ptr<FetchBatch> take_fetch(std::string_view store, std::uint64_t wait_ms) override;
   bool has_store(std::string_view store) const noexcept override {
     return by_name_.contains(std::string(store));
@@ -62,6 +65,7 @@ class CacheNode final : public Node {
     std::uint64_t fetch_timeout_ms = 0;
     std::unique_ptr<Speculation> speculation;  // null: none
     std::array<Counter, kCellStatusCount> cells;
+    std::array<Counter, kCellStatusCount> warmed;  // keys of warm-ups
   };
 
   // node_writes.cpp
@@ -79,16 +83,21 @@ class CacheNode final : public Node {
   void look_up(PendingGet& get, std::vector<std::vector<Absent>>& absent,
                std::vector<std::vector<Absent>>& refresh, std::vector<NvmCell>& on_nvm);
   CallStatus enter_pending(const std::shared_ptr<PendingGet>& get);
+  void leave_pending(const PendingGet& get);
   // Answers what this leaf does not own, and looks the rest of a column up.
   void look_up_owned(GetColumn& lookup, const LeafShards::View& owned, std::uint64_t seed);
   void ask_leaves(const std::shared_ptr<PendingGet>& get, const std::vector<DomainIndex>& hints,
                   const std::vector<std::vector<Absent>>& absent, std::uint64_t ended_before,
                   std::uint64_t deadline);
   void install_from_leaves(const PendingGet& get, std::span<const LeafUpstream::Install> values);
+  // node_warm.cpp
+  void look_up_quietly(GetColumn& lookup, std::vector<NvmCell>& on_nvm);
+
   // Asks the stores for what is absent, which each cell will hear of. `ended_before`: of flights_,
   // from before the cells were looked up.
   void ask_stores(const std::shared_ptr<PendingGet>& get, const std::vector<DomainIndex>& hints,
-                  const std::vector<std::vector<Absent>>& absent, std::uint64_t ended_before);
+                  const std::vector<std::vector<Absent>>& absent, std::uint64_t ended_before,
+                  FetchPriority priority = FetchPriority::Live);
   void drop_already_cached(NamespaceIndex ns, std::vector<FlightRef>& flights);
   void refresh_ahead(NamespaceIndex ns, const std::vector<std::string_view>& keys,
                      const std::vector<Absent>& hot);

@@ -27,7 +27,7 @@ CellStatus status_of(const FetchedValue& value) noexcept {
 void CacheNode::ask_stores(const std::shared_ptr<PendingGet>& get,
                            const std::vector<DomainIndex>& hints,
                            const std::vector<std::vector<Absent>>& absent,
-                           std::uint64_t ended_before) {
+                           std::uint64_t ended_before, FetchPriority priority) {
   std::vector<std::pair<StoreQueue*, std::vector<FlightRef>>> by_store;
   for (std::size_t c = 0; c < absent.size(); ++c) {
     if (absent[c].empty()) continue;
@@ -39,12 +39,12 @@ void CacheNode::ask_stores(const std::shared_ptr<PendingGet>& get,
       const std::string_view key = get->request.columns[c].keys[cell.position];
       const Waiter waiter{get, static_cast<std::uint32_t>(c), cell.position};
       FlightRef flight;
-      if (flights_.join(ns, key, hash_key(link.seed, key).low, cell.token, FetchPriority::Live,
-                        &waiter, flight) == FlightTable::Joined::Started) {
+      if (flights_.join(ns, key, hash_key(link.seed, key).low, cell.token, priority, &waiter,
+                        flight) == FlightTable::Joined::Started) {
         flight->domain_hint = hints[c];
         started.push_back(std::move(flight));
-      } else if (flight->priority != FetchPriority::Live) {
-        link.store->raise(flight, FetchPriority::Live);
+      } else if (flight->priority > priority) {
+        link.store->raise(flight, priority);
       }
     }
     FC_SEQUENCE_POINT("node:flights_started");

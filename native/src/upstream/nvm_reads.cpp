@@ -48,7 +48,7 @@ void CacheNode::NvmReads::ask(NamespaceIndex ns, std::vector<NvmCell>& cells) {
   const auto hash_of = [&](const NvmCell& cell) { return hash_key(link.seed, cell.key).low; };
   const auto keep = [&](const NvmCell& cell, FlightRef flight) {
     if (flight->priority == FetchPriority::Live) return;
-    if (flight->priority == FetchPriority::Background) {
+    if (flight->priority > FetchPriority::Speculative) {
       link.store->raise(flight, FetchPriority::Speculative);
     }
     asked_.insert_or_assign(place_of(cell), std::move(flight));

@@ -49,7 +49,7 @@ void PendingGet::answer(std::uint32_t column, std::uint32_t position, CellStatus
     Column& in = columns[column];
     if (!in.waiting.empty() && !settle_flight_locked(in, position, status)) return;
     in.statuses[position] = status;
-    if (carries_value(status)) keep_locked(in, position, value);
+    if (carries_value(status) && !statuses_done_) keep_locked(in, position, value);
     if (!ends_locked(1)) return;
   }
   finish();
@@ -208,13 +208,19 @@ void PendingGet::expire() {
 
 // Only the thread that set ended_ gets here: nobody else touches the columns any more.
 void PendingGet::finish() {
-  wire::GetReplyEncoder encoder(request.request_id);
-  std::uint64_t reply_bytes = 0;
   for (Column& column : columns) {
     // What was still waiting is marked Unspecified.
     for (CellStatus& status : column.statuses) {
       if (status == CellStatus::Unspecified) status = CellStatus::TimedOut;
     }
+  }
+  if (statuses_done_) {
+    const StatusesDone done = std::move(statuses_done_);
+    return done(*this);
+  }
+  wire::GetReplyEncoder encoder(request.request_id);
+  std::uint64_t reply_bytes = 0;
+  for (Column& column : columns) {
     Buffer values =
         column.late.empty() ? std::move(column.values) : merged_values(column, reply_bytes);
     if (column.late.empty()) reply_bytes += values.size();

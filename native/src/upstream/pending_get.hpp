@@ -60,12 +60,17 @@ class PendingGet final : public Timed, public std::enable_shared_from_this<Pendi
   };
   // Told once, with the final statuses, before `done`.
   using Tally = std::function<void(const PendingGet&)>;
+  // Instead of a reply, of a get whose statuses alone are wanted.
+  using StatusesDone = std::function<void(const PendingGet&)>;
 
   PendingGet(RequestBytes bytes, std::uint64_t max_reply_bytes, Tally tally, ReplyDone done)
       : bytes_(std::move(bytes)),
         max_reply_bytes_(max_reply_bytes),
         tally_(std::move(tally)),
         done_(std::move(done)) {}
+  // No values are kept, and there is no reply; `owner` keeps the keys alive.
+  PendingGet(std::shared_ptr<const void> owner, StatusesDone done)
+      : bytes_{{}, std::move(owner)}, max_reply_bytes_(0), statuses_done_(std::move(done)) {}
 
   wire::GetRequest request;     // views into the bytes; fixed after decoding
   std::vector<Column> columns;  // guarded by mutex_ once a cell may be answered
@@ -115,6 +120,7 @@ class PendingGet final : public Timed, public std::enable_shared_from_this<Pendi
   const std::uint64_t max_reply_bytes_;
   const Tally tally_;
   ReplyDone done_;
+  StatusesDone statuses_done_;  // null: done_ gets a reply
   // Values that were found in the cache. Touched before the reads start, then by their answers.
   std::uint64_t cached_bytes_ = 0;
   std::mutex mutex_;

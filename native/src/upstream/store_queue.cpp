@@ -95,6 +95,7 @@ void StoreQueue::push(std::vector<FlightRef>& flights) {
     for (auto at = flights.begin(); at != end; ++at) {
       Flight& flight = **at;
       flight.queued = true;
+      if (flight.line == FetchPriority::Replay) ++replay_keys_;
       lines_[static_cast<std::size_t>(flight.line)].flights.push_back(std::move(*at));
     }
     flights.erase(flights.begin(), end);
@@ -108,24 +109,37 @@ void StoreQueue::raise(const FlightRef& flight, FetchPriority priority) {
   const std::lock_guard lock(mutex_);
   if (priority >= flight->line) return;
   Line& old = lines_[static_cast<std::size_t>(flight->line)];
+  const bool was_replay = flight->line == FetchPriority::Replay;
   flight->line = priority;
   if (!flight->queued) return;
+  if (was_replay) --replay_keys_;
   lines_[static_cast<std::size_t>(priority)].flights.push_back(flight);
-  if (++old.stale <= std::max(kStaleMax, old.flights.size() / 2)) return;
-  std::erase_if(old.flights, [&](const FlightRef& entry) {
-    return &lines_[static_cast<std::size_t>(entry->line)] != &old;
-  });
-  old.stale = 0;
+  if (++old.stale > std::max(kStaleMax, old.flights.size() / 2)) {
+    std::erase_if(old.flights, [&](const FlightRef& entry) {
+      return &lines_[static_cast<std::size_t>(entry->line)] != &old;
+    });
+    old.stale = 0;
+  }
+  // Its old line may have had no turn.
+  if (was_replay) filled_.notify_one();
+}
+
+bool StoreQueue::may_replay_locked() const noexcept {
+  return replay_out_ < std::max(1u, config_.concurrency / 2);
+}
+
+bool StoreQueue::has_turn_locked() const noexcept {
+  if (out_.size() >= config_.concurrency) return false;
+  return waiting_keys_ != replay_keys_ || (replay_keys_ != 0 && may_replay_locked());
 }
 
 std::shared_ptr<FetchBatch> StoreQueue::take(std::uint64_t wait_ms) {
   std::vector<FlightRef> flights;
   FetchPriority priority = FetchPriority::Live;
   std::unique_lock lock(mutex_);
-  filled_.wait_for(lock, std::chrono::milliseconds(wait_ms), [this] {
-    return stopped_ || (waiting_keys_ != 0 && out_.size() < config_.concurrency);
-  });
-  if (stopped_ || waiting_keys_ == 0 || out_.size() >= config_.concurrency) return nullptr;
+  filled_.wait_for(lock, std::chrono::milliseconds(wait_ms),
+                   [this] { return stopped_ || has_turn_locked(); });
+  if (stopped_ || !has_turn_locked()) return nullptr;
   // One batch has one priority: a background call must not make a live key wait for its kind.
   for (std::size_t p = 0; p < kFetchPriorities && flights.empty(); ++p) {
     Line& line = lines_[p];
@@ -143,11 +157,15 @@ std::shared_ptr<FetchBatch> StoreQueue::take(std::uint64_t wait_ms) {
     }
   }
   waiting_keys_ -= flights.size();
+  if (priority == FetchPriority::Replay) {
+    replay_keys_ -= flights.size();
+    ++replay_out_;
+  }
   batches_.add();
   keys_.add(flights.size());
   auto batch = std::make_shared<Batch>(shared_from_this(), std::move(flights), priority);
   out_.push_back(batch.get());
-  const bool more = waiting_keys_ != 0;
+  const bool more = has_turn_locked();
   lock.unlock();
   if (more) filled_.notify_one();
   return batch;
@@ -156,7 +174,7 @@ std::shared_ptr<FetchBatch> StoreQueue::take(std::uint64_t wait_ms) {
 void StoreQueue::returned(Batch& batch) {
   {
     const std::lock_guard lock(mutex_);
-    std::erase(out_, &batch);
+    if (std::erase(out_, &batch) != 0 && batch.priority() == FetchPriority::Replay) --replay_out_;
   }
   filled_.notify_one();
 }
@@ -191,6 +209,7 @@ void StoreQueue::stop() {
       line = {};
     }
     waiting_keys_ = 0;
+    replay_keys_ = 0;
     for (Batch* batch : out_) {
       std::vector<FlightRef> taken;
       if (batch->abandon(taken)) flights.insert(flights.end(), taken.begin(), taken.end());

@@ -1,10 +1,11 @@
 // The bridge to one feature store: misses wait here until a fetch loop takes all of them.
 //
-// Live misses go before speculative ones, those before background ones; a flight that a live miss
-// joins goes with the live ones from then on. At most `concurrency`
-// batches are out; a batch that is not answered by its timeout is abandoned: its keys are answered
-// TIMED_OUT, what it brings later is discarded, and it goes on holding its slot until the call
-// returns, so that a hung store cannot be piled up on.
+// Live misses go before speculative ones, those before background ones, and those of a warm-up come
+// last; a flight that a live miss joins goes with the live ones from then on. At most `concurrency`
+// batches are out, and half of them may be a warm-up's, so that a live miss need not wait for one;
+// a batch that is not answered by its timeout is abandoned: its keys are answered TIMED_OUT, what
+// it brings later is discarded, and it goes on holding its slot until the call returns, so that a
+// hung store cannot be piled up on.
 #pragma once
 
 #include <array>
@@ -57,6 +58,8 @@ class StoreQueue : public std::enable_shared_from_this<StoreQueue> {
   static constexpr std::size_t kStaleMax = 256;  // or half of the line, if that is more
 
   void returned(Batch& batch);
+  bool has_turn_locked() const noexcept;
+  bool may_replay_locked() const noexcept;
 
   const StoreConfig config_;
   const NamespaceName name_of_;
@@ -66,6 +69,8 @@ class StoreQueue : public std::enable_shared_from_this<StoreQueue> {
   std::condition_variable filled_;
   std::array<Line, kFetchPriorities> lines_;  // guarded by mutex_
   std::size_t waiting_keys_ = 0;              // guarded by mutex_; stale entries do not count
+  std::size_t replay_keys_ = 0;               // guarded by mutex_; those of them in the last line
+  std::size_t replay_out_ = 0;                // guarded by mutex_; those of out_ with such keys
   std::vector<Batch*> out_;                   // guarded by mutex_
   bool stopped_ = false;                      // guarded by mutex_
 
