@@ -9,13 +9,10 @@ The batches ask for the same 1,000 items in changing order, which suits Redis be
 touches stays in its processor's cache. `batch_get_large_set` draws from all items instead.
 """
 
-import multiprocessing
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,8 @@ import numpy as np
 import redis
 
 from benchmarks._harness import Figure, Metric, Settings, alternate, median
-from benchmarks._servers import RunningServer, cpu_seconds, feature_cache, redis_server
+from benchmarks._load_clients import Clients
+from benchmarks._servers import RunningServer, feature_cache, redis_server
 from cache_daemon.client import Client
 
 __all__ = ["BENCH", "WireBench"]
@@ -97,93 +95,6 @@ def _redis_call(target: RunningServer, form: str) -> Callable[[list[bytes]], Any
     return client.mget
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """What one client process did in one round."""
-
-    requests: int
-    seconds: float
-    p50_us: float
-    p99_us: float
-    cpu_seconds: float
-
-
-def _work(
-    make_call: Callable[[RunningServer, str], Callable[[list[bytes]], Any]],
-    target: RunningServer,
-    load: _Load,
-    seed: int,
-    commands: Connection,
-) -> None:
-    """A client process: for each number received, asks for that many seconds, sends a `_Sample`."""
-    call, batches = make_call(target, load.form), load.batches(seed)
-    for batch in batches:
-        call(batch)
-    commands.send("ready")
-    while (seconds := commands.recv()) > 0:  # ends with the benchmark
-        took: list[float] = []
-        cpu_before, started = time.process_time(), time.perf_counter()
-        now = started
-        while now - started < seconds:
-            call(batches[len(took) % _BATCHES])
-            before, now = now, time.perf_counter()
-            took.append(now - before)
-        p50, p99 = np.percentile(took, [50, 99]) * 1e6
-        cpu = time.process_time() - cpu_before
-        commands.send(_Sample(len(took), now - started, float(p50), float(p99), cpu))
-
-
-class _Clients:
-    """The client processes of one side, idle between rounds."""
-
-    def __init__(
-        self,
-        stack: ExitStack,
-        make_call: Callable[[RunningServer, str], Callable[[list[bytes]], Any]],
-        server: RunningServer,
-        load: _Load,
-    ) -> None:
-        self._server = server
-        self._pipes: list[Connection] = []
-        self.samples: list[_Sample] = []
-        self.server_cpu_seconds = 0.0
-        spawn = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
-        for seed in range(load.clients):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(
-                target=_work, args=(make_call, server, load, seed, theirs), daemon=True
-            )
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            stack.callback(process.join, 10)
-            stack.callback(ours.send, 0)
-        for pipe in self._pipes:
-            if pipe.recv() != "ready":
-                raise RuntimeError("a client process did not start")
-
-    def round(self, seconds: float) -> float:
-        """Requests/s of all clients together, for that many seconds."""
-        cpu_before = cpu_seconds(self._server.pid)
-        for pipe in self._pipes:
-            pipe.send(seconds)
-        samples: list[_Sample] = [pipe.recv() for pipe in self._pipes]
-        self.server_cpu_seconds += cpu_seconds(self._server.pid) - cpu_before
-        self.samples += samples
-        return sum(sample.requests / sample.seconds for sample in samples)
-
-    def extra(self, prefix: str) -> dict[str, object]:
-        """CPU and latency over all rounds, in microseconds."""
-        requests = sum(sample.requests for sample in self.samples)
-        client_cpu = sum(sample.cpu_seconds for sample in self.samples)
-        return {
-            f"{prefix}server_cpu_us_per_1000_keys": round(self.server_cpu_seconds / requests * 1e6),
-            f"{prefix}client_cpu_us_per_1000_keys": round(client_cpu / requests * 1e6),
-            f"{prefix}p50_us": round(median([sample.p50_us for sample in self.samples])),
-            f"{prefix}p99_us": round(median([sample.p99_us for sample in self.samples])),
-        }
-
-
 def _check_same_answers(ours: RunningServer, peer: RunningServer) -> None:
     bytes_of, values_of = _our_call(ours, "bytes"), _redis_call(peer, "bytes")
     for keys in _Load(asked_items=_ITEMS).batches(0)[:8]:
@@ -215,8 +126,8 @@ class WireBench:
             _check_same_answers(ours, peer)
             for metric in metrics:
                 with ExitStack() as clients:
-                    us = _Clients(clients, _our_call, ours, _LOADS[metric])
-                    them = _Clients(clients, _redis_call, peer, _LOADS[metric])
+                    us = Clients(clients, _our_call, ours, _LOADS[metric])
+                    them = Clients(clients, _redis_call, peer, _LOADS[metric])
                     our_rates, peer_rates = alternate(
                         lambda us=us: us.round(seconds),  # type: ignore[misc]
                         lambda them=them: them.round(seconds),  # type: ignore[misc]
