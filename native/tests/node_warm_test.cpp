@@ -242,6 +242,47 @@ TEST_F(NodeWarm, ALeafWarmsItsOwnShardsOnly) {
             (Statuses{CellStatus::Fetched, CellStatus::WrongShard, CellStatus::Fetched}));
 }
 
+TEST_F(NodeWarm, RulesAndEvictionSeeHowOftenAKeyWasAsked) {
+  NodeConfig config = usual_config();
+  config.engine.namespaces[0].default_domain = "brief";
+  config.engine.namespaces[0].rules = {{.domain = "lasting", .prefix = {}, .asked_at_least = 3}};
+  start(config);
+  std::vector<WarmKey> keys = keys_to_warm(*node_, {"hot", "cold"});
+  const std::vector<std::string> names{"hot", "cold"};
+  for (std::size_t i = 0; i < keys.size(); ++i) keys[i].key = names[i];
+  keys[0].asked = 9;
+  auto done = warm(*node_, keys);
+  complete(*take(), {found("1"), found("2")});
+  done.get();
+  const Counters counters = Counters::of(*node_);
+  EXPECT_EQ(counters.at("feature_cache_domain_items{namespace=pin,domain=lasting}"), 1);
+  EXPECT_EQ(counters.at("feature_cache_domain_items{namespace=pin,domain=brief}"), 1);
+}
+
+TEST_F(NodeWarm, WhatWasAskedOftenOutlivesWhatWasNot) {
+  // Ten hot keys come first, then far more than fits of keys that were asked once.
+  std::vector<std::string> hot;
+  for (int i = 0; i < 10; ++i) hot.push_back("hot " + std::to_string(i));
+  const auto fetch = [&](const std::vector<std::string>& names, std::uint8_t asked) {
+    std::vector<WarmKey> keys = keys_to_warm(*node_, names, "pin", "lasting");
+    for (std::size_t i = 0; i < keys.size(); ++i) keys[i].key = names[i];
+    for (WarmKey& key : keys) key.asked = asked;
+    auto done = warm(*node_, keys);
+    complete(*take(), std::vector<Given>(names.size(), found(std::string(1000, 'v'))));
+    done.get();
+  };
+  fetch(hot, 8);
+  for (int round = 0; round < 30; ++round) {
+    std::vector<std::string> names;
+    for (int i = 0; i < 100; ++i) {
+      names.push_back("once " + std::to_string(round) + " " + std::to_string(i));
+    }
+    fetch(names, 1);
+  }
+  ASSERT_GT(counter("feature_cache_domain_evictions_total"), 500);
+  EXPECT_EQ(held(hot), std::vector<int>(10, 1));
+}
+
 class NodeWarmNvm : public NodeNvmTest {};
 
 TEST_F(NodeWarmNvm, TakesWhatLiesOnNvmAsHeldAndReadsNothing) {

@@ -83,6 +83,9 @@ struct PutItem {
   std::uint64_t ttl_ms = 0;        // 0: the domain's
   DomainIndex domain = kNoDomain;  // kNoDomain: the namespace's rules, then its default
   bool negative = false;           // the store said that there is no value
+  // How often the key is known to have been asked, this time included: rules that count see it, and
+  // eviction takes the value for one that was hit so often. A warm-up knows it from elsewhere.
+  std::uint8_t asked = 1;
 };
 
 // What an earlier process left of a leaf's shards.

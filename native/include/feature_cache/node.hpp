@@ -47,6 +47,7 @@ struct WarmKey {
   NamespaceIndex ns = kNoNamespace;
   DomainIndex domain = kNoDomain;  // that its value enters; kNoDomain: as of any fetched value
   std::string_view key;
+  std::uint8_t asked = 1;  // how often, as far as is known; see PutItem
 };
 // What became of each key, in their order: HitDram, HitNvm or NotFound where the cache knew
 // already (as far as the index tells), Fetched or NotFound where the store said so, Miss without a

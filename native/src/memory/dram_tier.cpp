@@ -7,6 +7,14 @@
 #include "core/sequence_point.hpp"
 
 namespace fc {
+namespace {
+
+// What a new entry's frequency starts with.
+unsigned known_hits(const PutItem& item) noexcept {
+  return std::min<unsigned>(std::max<unsigned>(item.asked, 1) - 1, Entry::kMaxFrequency);
+}
+
+}  // namespace
 
 NamespaceIndex DramTier::find_namespace(std::string_view name) const noexcept {
   const auto found = by_name_.find(name);
@@ -124,7 +132,7 @@ DramTier::Outcome DramTier::write(Namespace& ns, const PutItem& item, const KeyH
   Domain* domain = nullptr;
   if (fits) {
     const DomainIndex wanted =
-        item.domain != kNoDomain ? item.domain : ns.router->route(item.key, hash.low);
+        item.domain != kNoDomain ? item.domain : ns.router->route(item.key, hash.low, item.asked);
     domain = domains_[wanted].get();
     RecordShape shape;
     shape.hash = hash.low;
@@ -201,7 +209,8 @@ DramTier::Outcome DramTier::publish(Namespace& ns, Domain& domain, const PutItem
       const Entry old(slot->load(std::memory_order_relaxed));
       domain.count_in(record);
       below_dropped_.add();
-      supersede_locked(*slot, old, Entry::dram(place.tag, reservation.location, bytes, 0).word(),
+      supersede_locked(*slot, old,
+                       Entry::dram(place.tag, reservation.location, bytes, known_hits(item)).word(),
                        true);
       drop_all_below_locked(place, hash, slot);
       return Outcome::Stored;
@@ -222,7 +231,7 @@ DramTier::Outcome DramTier::publish(Namespace& ns, Domain& domain, const PutItem
     supersede_locked(*slot, Entry(slot->load(std::memory_order_relaxed)), 0);
   }
   domain.count_in(record);
-  slot->store(Entry::dram(place.tag, reservation.location, bytes, 0).word(),
+  slot->store(Entry::dram(place.tag, reservation.location, bytes, known_hits(item)).word(),
               std::memory_order_release);
   return Outcome::Stored;
 }

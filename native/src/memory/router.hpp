@@ -29,13 +29,14 @@ class Router {
     if (counts_) sketch_ = std::make_unique<FrequencySketch>(items);
   }
 
-  // The domain for a value that arrives now. An arrival counts as one ask: it was a miss.
-  DomainIndex route(std::string_view key, std::uint64_t hash) {
+  // The domain for a value that arrives now; `times` it was asked, the miss that fetched it
+  // included.
+  DomainIndex route(std::string_view key, std::uint64_t hash, unsigned times) {
     if (rules_.empty()) return fallback_;
     unsigned asked = 0;
     if (counts_) {
       const std::lock_guard lock(mutex_);
-      sketch_->add(hash);
+      sketch_->add(hash, times);
       asked = sketch_->estimate(hash);
     }
     for (const Rule& rule : rules_) {

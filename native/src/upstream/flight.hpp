@@ -33,6 +33,7 @@ struct Waiter {
 struct Flight {
   NamespaceIndex ns = kNoNamespace;
   DomainIndex domain_hint = kNoDomain;  // the caller's
+  std::uint8_t asked = 1;               // how often before it was pushed, as far as is known
   std::string key;
   std::uint64_t hash = 0;
   Token token;

@@ -42,6 +42,7 @@ void CacheNode::ask_stores(const std::shared_ptr<PendingGet>& get,
       if (flights_.join(ns, key, hash_key(link.seed, key).low, cell.token, priority, &waiter,
                         flight) == FlightTable::Joined::Started) {
         flight->domain_hint = hints[c];
+        if (!get->columns[c].asked.empty()) flight->asked = get->columns[c].asked[cell.position];
         started.push_back(std::move(flight));
       } else if (flight->priority > priority) {
         link.store->raise(flight, priority);
@@ -190,6 +191,7 @@ void CacheNode::install(const std::vector<FlightRef>& flights, std::size_t begin
     }
     item.ttl_ms = negative ? 0 : value.ttl_ms;
     item.negative = negative;
+    item.asked = flights[i]->asked;
     // The caller's hint, the store's, then the namespace's rules (by kNoDomain).
     item.domain = flights[i]->domain_hint;
     if (item.domain == kNoDomain && !value.domain_hint.empty()) {

@@ -22,6 +22,7 @@ struct Columns {
     for (std::uint32_t i = 0; i < keys.size(); ++i) {
       Column& column = column_of(keys[i]);
       column.keys.push_back(keys[i].key);
+      column.asked.push_back(keys[i].asked);
       column.from.push_back(i);
     }
   }
@@ -29,6 +30,7 @@ struct Columns {
     NamespaceIndex ns;
     DomainIndex domain;
     std::vector<std::string_view> keys;
+    std::vector<std::uint8_t> asked;
     std::vector<std::uint32_t> from;
   };
   std::vector<Column> all;  // few: a config has few domains, and a plan goes through them in turn
@@ -39,7 +41,7 @@ struct Columns {
     const auto found = std::find_if(all.rbegin(), all.rend(), [&](const Column& column) {
       return column.ns == key.ns && column.domain == key.domain;
     });
-    return found != all.rend() ? *found : all.emplace_back(Column{key.ns, key.domain, {}, {}});
+    return found != all.rend() ? *found : all.emplace_back(Column{key.ns, key.domain, {}, {}, {}});
   }
 };
 
@@ -99,6 +101,7 @@ void CacheNode::warm(std::vector<WarmKey> keys, std::shared_ptr<const void> owne
     PendingGet::Column& to = get->columns[c];
     get->request.columns[c].keys = column.keys;
     to.ns = column.ns;
+    to.asked = column.asked;
     to.statuses.assign(column.keys.size(), CellStatus::Miss);
     to.lengths.assign(column.keys.size(), 0);
     const NamespaceLink& link = *namespaces_[column.ns];

@@ -50,6 +50,7 @@ class PendingGet final : public Timed, public std::enable_shared_from_this<Pendi
     Buffer values;                          // of the cells that were in DRAM, in key order
     std::vector<const std::uint8_t*> late;  // by position: values read or fetched; empty: none
     std::vector<std::uint8_t> waiting;      // kReading, kAsking; empty: no cell was on NVM
+    std::vector<std::uint8_t> asked;        // of a warm-up, by position; see WarmKey
     std::uint32_t won_by_store = 0;         // of the cells that were read and asked for at once
     std::uint32_t won_by_nvm = 0;
   };
