@@ -135,10 +135,15 @@ class ShardedCluster:
         rebalance_delay: str = "3s",
         session_timeout: str = "2s",
         root: dict[str, Any] | None = None,
+        of_leaves: dict[str, Any] | None = None,
     ) -> None:
-        """`hosts` of ZooKeeper, without a chroot. `root` is that section of the root's config."""
+        """`hosts` of ZooKeeper, without a chroot.
+
+        `root` is that section of the root's config, `of_leaves` are further ones of the leaves'.
+        """
         self._folder = folder
         self._memory = memory
+        self._of_leaves = of_leaves or {}
         self._replicas_wanted = shard_count * replicas
         self._sharding = {
             "cluster": _NAME,
@@ -225,7 +230,7 @@ class ShardedCluster:
     def _leaf(self, number: int) -> Member:
         name = f"leaf-{number + 1}"
         place = {"role": "leaf", "leaf": {"name": name, "zone": f"zone-{number + 1}"}}
-        sections = self.values_sections(self._memory)
+        sections = self.values_sections(self._memory) | self._of_leaves
         sections |= {"topology": "sharded", "sharding": self._sharding | place}
         return Member(self._folder / name, name, sections)
 

@@ -5,31 +5,27 @@ counted at a client of the root that repeats no call; who holds what is read fro
 """
 
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks import placement
-from benchmarks._cluster import CHROOT, NAMESPACE, ClusterError, Member, ShardedCluster
+from benchmarks._cluster import NAMESPACE, ClusterError, Member, ShardedCluster
 from benchmarks._cluster_load import Load, by_second, wrong_values
+from benchmarks._cluster_view import SESSION_S, View
 from benchmarks._harness import Figure, Metric, Settings, alternate, median
 from benchmarks._servers import cpu_seconds
 from benchmarks._zookeeper import zookeeper
 from cache_daemon.client import Client
-from sharding.connection import Connection, ZooKeeperConfig
 from sharding.model import ReplicaState, ShardMap
-from sharding.spectator import Spectator
 
 __all__ = ["BENCH", "ShardedBench"]
 
-_SESSION_S = 2.0
 _BATCH = 1000
 _MOVED_SHARDS = 250
 _MOVED_REPLICAS = 2
@@ -55,7 +51,7 @@ _METRICS = {
         Metric(
             "leader_kill_max_ownerless_s",
             "longest that a shard had no owner; ZooKeeper's leader is killed during a rebalance",
-            limit=_SESSION_S,
+            limit=SESSION_S,
         ),
         Metric(
             "node_added_moves_over_minimum",
@@ -222,47 +218,6 @@ def _check_values(load: Load) -> None:
 # ---- who holds what ------------------------------------------------------------------------------
 
 
-class _View:
-    """The external view as it changes: every map with its time. A context manager."""
-
-    def __init__(self, hosts: str) -> None:
-        self._connection = Connection(ZooKeeperConfig(hosts + CHROOT, _SESSION_S))
-        self._spectator = Spectator(self._connection, self._take)
-        self._lock = threading.Lock()
-        self._maps: list[tuple[float, ShardMap]] = []
-
-    def __enter__(self) -> "_View":
-        self._connection.start()
-        self._spectator.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._spectator.stop()
-        self._connection.close()
-
-    def _take(self, map: ShardMap) -> None:
-        with self._lock:
-            self._maps.append((time.monotonic(), map))
-
-    def maps(self) -> list[tuple[float, ShardMap]]:
-        with self._lock:
-            return list(self._maps)
-
-    def latest(self) -> ShardMap:
-        """The newest; waits a little for the first."""
-        deadline = time.monotonic() + 10
-        while not self.maps():
-            if time.monotonic() > deadline:
-                raise ClusterError("no external view within 10 s")
-            time.sleep(0.02)
-        return self.maps()[-1][1]
-
-
 def _owners(map: ShardMap) -> npt.NDArray[np.int64]:
     """Online replicas of each shard."""
     online = map.state == ReplicaState.ONLINE
@@ -298,11 +253,11 @@ def _leader_killed(_size: _Size, folder: Path) -> Iterator[Figure]:
             ensemble.hosts,
             leaves=3,
             shard_count=_MOVED_SHARDS,
-            session_timeout=f"{_SESSION_S:g}s",
+            session_timeout=f"{SESSION_S:g}s",
         ) as cluster,
     ):
         cluster.start()
-        with _View(ensemble.hosts) as view:
+        with View(ensemble.hosts) as view:
             before = view.latest()
             first = len(view.maps())
             new = cluster.add_leaf()
@@ -349,7 +304,7 @@ def _leaf_added(_size: _Size, folder: Path) -> Iterator[Figure]:
         ) as cluster,
     ):
         cluster.start()
-        with _View(ensemble.hosts) as view:
+        with View(ensemble.hosts) as view:
             before = _pairs(view.latest())
             began = time.monotonic()
             cluster.wait_settled(cluster.add_leaf())
