@@ -1,33 +1,27 @@
 """The composition root: the one place that turns settings into a running daemon.
 
-`Pipeline` is what serves reads and writes (node, stores, fetch loops) and is all that embedded use
-needs; `Daemon` puts listeners, metrics and a life cycle around it.
+`Pipeline` is what serves reads and writes; `Daemon` puts listeners, metrics and a life cycle around
+it.
 """
 
 import functools
-import importlib.metadata
 import json
 import logging
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from cache_daemon._native import Node, RecoveryProgress, Server, build_info
-from cache_daemon.admin import AdminServer, DaemonStatus, DomainInfo, NamespaceInfo, StoreInfo
+from cache_daemon._native import Server, build_info
+from cache_daemon.admin import AdminServer
 from cache_daemon.cluster_status import Membership
-from cache_daemon.config import Config, ConfigError, ServiceManager
-from cache_daemon.config_node import node_config
-from cache_daemon.config_problem import Problem
+from cache_daemon.config import Config, ServiceManager
 from cache_daemon.config_sharded import SecretError
-from cache_daemon.config_units import format_duration, format_size
-from cache_daemon.fetch import FetchLoop
+from cache_daemon.config_units import format_duration
+from cache_daemon.daemon_status import daemon_status, version
 from cache_daemon.http import HttpServer
 from cache_daemon.lifecycle import (
     Drained,
@@ -42,160 +36,17 @@ from cache_daemon.lifecycle import (
     StopSignal,
 )
 from cache_daemon.metrics import Metrics, SampleSource
-from cache_daemon.node_holder import NodeHolder
-from cache_daemon.nvm_devices import DeviceWatch, nvm_devices
-from cache_daemon.recovery import Start
+from cache_daemon.pipeline import Pipeline, StartError
 from cache_daemon.sdnotify import Notifier
-from cache_daemon.stores import StoreConfigError, make_store
-from cache_daemon.stores.guard import GuardedStore
 
 __all__ = ["Addresses", "Daemon", "Outcome", "Pipeline", "StartError", "version"]
 
 _log = logging.getLogger(__name__)
 
-_JOIN_STORES_S = 2.0  # how long a stop waits for store calls that run
 _JOIN_DRAIN_S = 1.0
 _DRAIN_GRACE_S = 2.0  # for the last replies, beyond a drain's timeout
 _TELL_PROGRESS_S = 2.0  # how often a recovery says how far it is
 _EXTEND_S = 30.0  # what the service manager is asked for at a time, on the way up and down
-
-
-class StartError(Exception):
-    """The daemon or an embedded cache cannot start; the message says why and what to do."""
-
-
-class Pipeline:
-    """The cache by itself: node, guarded stores and their fetch loops. Thread-safe.
-
-    The stores are open from construction, the rest is there after `start`. Both raise StartError,
-    or ConfigError for settings that only the engine can judge.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._settings = node_config(config)
-        self._progress = RecoveryProgress()
-        self._node: Node | None = None
-        self._devices: DeviceWatch | None = None
-        self._loops: list[FetchLoop] = []
-        self.config = config
-        self.stores: dict[str, GuardedStore] = {}
-        self.held = NodeHolder()  # the node, also before it is there
-        self.started = Start(self._progress)  # how the start goes, or went
-        with ExitStack() as undo:
-            for name in config.stores:
-                self.stores[name] = self._open_store(name)
-                undo.callback(self.stores[name].close)
-            undo.pop_all()
-
-    def start(self) -> None:
-        """Makes the node, which recovers what an earlier process left: that may take its time.
-
-        Once. Where it raises, `close` is still to be called.
-        """
-        self._node = node = self._make_node()
-        self.started.end(node.start_report())
-        self._devices = DeviceWatch(node)
-        for name, store in self.stores.items():
-            loop = FetchLoop(node, name, store, self.config.stores[name].guard.concurrency)
-            self._loops.append(loop)
-            loop.start()
-        self.held.put(node)
-
-    @property
-    def node(self) -> Node:
-        """The node; RuntimeError before `start` has made it."""
-        if self._node is None:
-            raise RuntimeError("the pipeline was not started")
-        return self._node
-
-    @property
-    def out_of_service(self) -> list[str]:
-        """Paths of the NVM devices that are out of service."""
-        return self._devices.out_of_service if self._devices else []
-
-    @property
-    def sources(self) -> list[SampleSource]:
-        """Everything in the pipeline that keeps counters."""
-        return [self.held, self.started, *self.stores.values()]
-
-    def halt(self) -> None:
-        """Takes no more misses to the stores, and answers what still waits. Idempotent."""
-        for loop in self._loops:
-            loop.request_stop()
-        if self._node is not None:
-            self._node.stop()
-
-    def close(self) -> bool:
-        """Halts, and closes the stores once their calls have returned; takes bounded time.
-
-        False when a store call is still running: it is left in its daemonic thread and its store
-        open, because closing a store under a call may crash the store's library. Idempotent.
-        """
-        self.halt()
-        if self._devices is not None:
-            self._devices.stop()
-        if not self._loops:  # it was not started, or not all the way
-            for name, store in self.stores.items():
-                _close_store(name, store)
-        deadline = time.monotonic() + _JOIN_STORES_S
-        finished = True
-        for loop in self._loops:
-            if loop.join(deadline - time.monotonic()):
-                _close_store(loop.name, self.stores[loop.name])
-            else:
-                _log.warning("store %s: a call still runs; it is left behind", loop.name)
-                finished = False
-        return finished
-
-    def shut_down(self) -> None:
-        """The orderly end, after `close`: what shall outlive the process is written.
-
-        Takes `persist.shutdown_limit` at most. No server may be over the node any more. Idempotent.
-        """
-        self.held.take_away()
-        if self._node is None or self.config.persistence is None:
-            return
-        began = time.monotonic()
-        try:
-            whole = self._node.shutdown()
-        except Exception:
-            _log.exception("the orderly end of the node failed; the next start checks what it left")
-            return
-        seconds = time.monotonic() - began
-        if whole:
-            _log.info("the cache is left in order for the next start, in %.2f s", seconds)
-        else:
-            _log.warning(
-                "not all was written for the next start, in %.2f s (persist.shutdown_limit is %s)",
-                seconds,
-                format_duration(self.config.persistence.shutdown_limit),
-            )
-
-    def _make_node(self) -> Node:
-        try:
-            return Node(self._settings, self._progress)
-        except MemoryError as error:
-            size = format_size(self.config.memory.size)
-            raise StartError(
-                f"cannot reserve {size} of memory: {str(error) or 'the system refuses'}; "
-                "give memory.size less, or the machine (or its /dev/shm) more"
-            ) from error
-        except OSError as error:  # of an NVM device or persist.dir; the message says what to do
-            raise StartError(error.strerror or str(error)) from error
-        except ValueError as error:
-            raise ConfigError([Problem((), f"the engine refuses it: {error}")]) from error
-
-    def _open_store(self, name: str) -> GuardedStore:
-        settings = self.config.stores[name]
-        try:
-            store = make_store(name, settings.type, settings.options)
-        except (StoreConfigError, ValidationError, OSError) as error:
-            raise StartError(f"store {name}: {error}") from error
-        except Exception as error:  # a class of the user's own may raise anything
-            raise StartError(
-                f"store {name}: {settings.type} cannot be made: {type(error).__name__}: {error}"
-            ) from error
-        return GuardedStore(name, store, settings.guard)
 
 
 @dataclass
@@ -319,7 +170,13 @@ class Daemon:
             admin = AdminServer(
                 pipeline.held,
                 listen.admin,
-                lambda: self._status(pipeline),
+                lambda: daemon_status(
+                    self.lifecycle,
+                    pipeline,
+                    self._membership,
+                    self._addresses.grpc,
+                    self._addresses.http,
+                ),
                 lambda timeout_s: self._inbox.put(DrainRequest(timeout_s)),
                 sources=self._sources(pipeline),
                 allow_remote=self._config.insecure,
@@ -525,56 +382,9 @@ class Daemon:
     def _state(self) -> str:
         return self.lifecycle.state.value
 
-    def _status(self, pipeline: Pipeline) -> DaemonStatus:
-        config = self._config
-        return DaemonStatus(
-            state=self._state(),
-            version=version(),
-            topology=config.topology,
-            uptime_seconds=self.lifecycle.uptime_s,
-            data_addresses=self._addresses.grpc,
-            http_address=self._addresses.http,
-            memory_bytes=config.memory.size,
-            namespaces=[
-                NamespaceInfo(
-                    name=name,
-                    domains=[
-                        DomainInfo(name=domain_name, policy=domain.policy, ttl_seconds=domain.ttl)
-                        for domain_name, domain in namespace.domains.items()
-                    ],
-                    default_domain=namespace.entry_domain,
-                    store=namespace.store or "",
-                )
-                for name, namespace in config.namespaces.items()
-            ],
-            stores=[
-                StoreInfo(name=name, type=config.stores[name].type, breaker=store.state)
-                for name, store in pipeline.stores.items()
-            ],
-            nvm_devices=nvm_devices(pipeline.held.samples()) if config.nvm else (),
-            recovery=pipeline.started.progress if self._recovers() else None,
-            start=pipeline.started.report,
-            cluster=self._membership.status() if self._membership else None,
-        )
-
-
-def version() -> str:
-    """The installed package's version; "unknown" where it runs without being installed."""
-    try:
-        return importlib.metadata.version("feature-cache")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
 
 def _is_alive(thread: threading.Thread | None) -> bool:
     return thread is not None and thread.is_alive()
-
-
-def _close_store(name: str, store: GuardedStore) -> None:
-    try:
-        store.close()
-    except Exception:
-        _log.exception("store %s: close failed", name)
 
 
 def _write_whole(path: Path, text: str) -> None:

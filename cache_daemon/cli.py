@@ -119,7 +119,7 @@ def schema() -> None:
 def version() -> None:
     """Prints versions of the daemon and of its native build."""
     from cache_daemon._native import build_info
-    from cache_daemon.app import version as package_version
+    from cache_daemon.daemon_status import version as package_version
 
     typer.echo(f"cache-daemon {package_version()}")
     for name, value in build_info().items():

@@ -13,11 +13,11 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
-from cache_daemon.app import Pipeline, StartError
 from cache_daemon.client import AsyncClient, Client
 from cache_daemon.config import Config, ConfigError, load_config
 from cache_daemon.config_problem import Problem
 from cache_daemon.metrics import HistogramLike, SampleLike
+from cache_daemon.pipeline import Pipeline, StartError
 
 __all__ = ["ConfigError", "EmbeddedCache", "StartError"]
 

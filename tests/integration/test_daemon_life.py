@@ -227,7 +227,7 @@ def test_what_the_engine_refuses_is_told(
     def refuse(*_arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(app, "Node", refuse)
+    monkeypatch.setattr("cache_daemon.pipeline.Node", refuse)
     run = Run(config, tmp_path)
     with pytest.raises(expected, match=message):
         run.run()

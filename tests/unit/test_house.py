@@ -21,7 +21,7 @@ _FORBIDDEN_IMPORTS = {
     "benchmarks": ("tests", "tools"),
 }
 # The composition root is known only to what starts it.
-_KNOW_APP = {"cache_daemon/cli.py", "cache_daemon/embedded.py"}
+_KNOW_APP = {"cache_daemon/cli.py"}
 _FILE_READS = {"open", "read_text", "read_bytes"}
 _ENVIRONMENT = {"environ", "environb", "getenv"}
 
