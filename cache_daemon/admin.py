@@ -31,6 +31,7 @@ from cache_daemon.metrics import SampleLike, SampleSource
 from cache_daemon.node_holder import NotServing
 from cache_daemon.nvm_devices import NvmDevice
 from cache_daemon.recovery import Progress, Report
+from cache_daemon.warmup_status import WarmupControl, WarmupRefused, WarmupStatus
 
 __all__ = [
     "AdminError",
@@ -47,6 +48,7 @@ _log = logging.getLogger(__name__)
 _THREADS = 4
 _CALLS_AT_ONCE = 32  # beyond: RESOURCE_EXHAUSTED at once
 _DRAIN_SECONDS_MAX = 24 * 3600.0
+_WARMUP_SECONDS_MAX = 24 * 3600.0
 _NAMESPACE_METRICS = "feature_cache_namespace_"
 _DOMAIN_METRICS = "feature_cache_domain_"
 
@@ -94,7 +96,7 @@ class StoreInfo:
 class DaemonStatus:
     """What the daemon is and how it does, at the moment of asking."""
 
-    state: str  # STARTING, RECOVERING, SERVING, DRAINING or STOPPED
+    state: str  # STARTING, RECOVERING, WARMING, SERVING, DRAINING or STOPPED
     version: str
     topology: str
     uptime_seconds: float
@@ -107,6 +109,7 @@ class DaemonStatus:
     recovery: Progress | None = None  # while it recovers
     start: Report | None = None  # how it started, once it has
     cluster: ClusterStatus | None = None  # of a root or a leaf
+    warmup: WarmupStatus | None = None  # with a warmup section
 
 
 class AdminServer:
@@ -126,6 +129,8 @@ class AdminServer:
         may take; None: as configured. May be called more than once.
     sources
         Whose counters GetStats shows: the node and the stores' guards; only the node if not given.
+    warmup
+        Begins and ends warm-ups; None: the config has no such section.
     allow_remote
         Permits a TCP address beyond loopback (the config's `insecure: true`).
 
@@ -145,6 +150,7 @@ class AdminServer:
         drain: Callable[[float | None], None],
         *,
         sources: Sequence[SampleSource] | None = None,
+        warmup: WarmupControl | None = None,
         allow_remote: bool = False,
     ) -> None:
         self._unix_path = _unix_path(address)
@@ -157,7 +163,9 @@ class AdminServer:
             maximum_concurrent_rpcs=_CALLS_AT_ONCE,
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 20)],
         )
-        servicer = _Servicer(node, status, drain, (node,) if sources is None else tuple(sources))
+        servicer = _Servicer(
+            node, status, drain, (node,) if sources is None else tuple(sources), warmup
+        )
         admin_pb2_grpc.add_AdminServicer_to_server(servicer, self._server)
         service = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
         reflection.enable_server_reflection(
@@ -213,11 +221,13 @@ class _Servicer(admin_pb2_grpc.AdminServicer):
         status: Callable[[], DaemonStatus],
         drain: Callable[[float | None], None],
         sources: Sequence[SampleSource],
+        warmup: WarmupControl | None,
     ) -> None:
         self._node = node
         self._status = status
         self._drain = drain
         self._sources = sources
+        self._warmup = warmup
 
     def GetStatus(
         self,
@@ -252,6 +262,7 @@ class _Servicer(admin_pb2_grpc.AdminServicer):
             recovery=_recovery_status(status.recovery),
             start=_start_status(status.start),
             cluster=_cluster_status(status.cluster),
+            warmup=_warmup_status(status.warmup),
         )
 
     def GetStats(
@@ -332,6 +343,39 @@ class _Servicer(admin_pb2_grpc.AdminServicer):
         self._drain(timeout or None)
         return admin_pb2.DrainResponse()
 
+    def StartWarmup(
+        self, request: admin_pb2.StartWarmupRequest, context: grpc.ServicerContext
+    ) -> admin_pb2.StartWarmupResponse:
+        seconds = request.max_duration_seconds
+        if not (math.isfinite(seconds) and 0 <= seconds <= _WARMUP_SECONDS_MAX):
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"max_duration_seconds must be between 0 and {_WARMUP_SECONDS_MAX:.0f}",
+            )
+        try:
+            self._known_warmup(context).start(seconds or None)
+        except WarmupRefused as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        _log.info("admin: asked to warm up")
+        return admin_pb2.StartWarmupResponse()
+
+    def StopWarmup(
+        self,
+        request: admin_pb2.StopWarmupRequest,  # noqa: ARG002
+        context: grpc.ServicerContext,
+    ) -> admin_pb2.StopWarmupResponse:
+        was_running = self._known_warmup(context).stop()
+        _log.info("admin: asked to end the warm-up%s", "" if was_running else ", and none runs")
+        return admin_pb2.StopWarmupResponse(was_running=was_running)
+
+    def _known_warmup(self, context: grpc.ServicerContext) -> WarmupControl:
+        if self._warmup is None:
+            context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "this daemon's config has no warmup section; add one and restart",
+            )
+        return self._warmup
+
 
 def _recovery_status(progress: Progress | None) -> admin_pb2.RecoveryStatus | None:
     if progress is None:
@@ -382,6 +426,46 @@ def _cluster_status(cluster: ClusterStatus | None) -> admin_pb2.ClusterStatus | 
         frozen=cluster.frozen,
         problems=cluster.problems,
     )
+
+
+def _warmup_status(warmup: WarmupStatus | None) -> admin_pb2.WarmupStatus | None:
+    if warmup is None:
+        return None
+    uploads = warmup.uploads
+    return admin_pb2.WarmupStatus(
+        state=warmup.state,
+        reason=warmup.reason,
+        serving_cold=warmup.serving_cold,
+        phase=warmup.phase,
+        keys_done=warmup.keys_done,
+        keys_total=warmup.keys_total,
+        keys_fetched=warmup.keys_fetched,
+        keys_failed=warmup.keys_failed,
+        keys_per_second=warmup.keys_per_second,
+        rate_limit=warmup.rate_limit,
+        items_copied=warmup.items_copied,
+        bytes_copied=warmup.bytes_copied,
+        predicted_hit_ratio=_or_negative(warmup.predicted_hit_ratio),
+        target_hit_ratio=warmup.target_hit_ratio,
+        seconds=warmup.seconds,
+        seconds_left=_or_negative(warmup.seconds_left),
+        max_seconds=warmup.max_seconds,
+        snapshots=warmup.snapshots,
+        uploads=None
+        if uploads is None
+        else admin_pb2.UploadStatus(
+            uploaded=uploads.uploaded,
+            failed=uploads.failed,
+            dropped=uploads.dropped,
+            pending=uploads.pending,
+            oldest_pending_seconds=uploads.oldest_pending_seconds,
+            problem=uploads.problem,
+        ),
+    )
+
+
+def _or_negative(value: float | None) -> float:
+    return -1.0 if value is None else value
 
 
 def _namespace_stats(

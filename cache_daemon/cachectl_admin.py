@@ -73,6 +73,15 @@ class AdminClient:
         """Begins to drain; 0: as long as the daemon's config says."""
         self._call(self._stub.Drain, admin_pb2.DrainRequest(timeout_seconds=timeout_s))
 
+    def start_warmup(self, max_duration_s: float) -> None:
+        """Begins to warm up; 0: for as long as the daemon's config says."""
+        request = admin_pb2.StartWarmupRequest(max_duration_seconds=max_duration_s)
+        self._call(self._stub.StartWarmup, request)
+
+    def stop_warmup(self) -> bool:
+        """Ends a warm-up; False when none ran."""
+        return self._call(self._stub.StopWarmup, admin_pb2.StopWarmupRequest()).was_running
+
     def _call(
         self, method: grpc.UnaryUnaryMultiCallable[_Request, _Reply], request: _Request
     ) -> _Reply:

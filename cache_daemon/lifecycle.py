@@ -1,7 +1,7 @@
 """The daemon's states, and the signals that move it from one to the next.
 
-STARTING → RECOVERING → SERVING → DRAINING → STOPPED, always forward; a daemon without anything to
-recover, a start that fails and a stop at once skip what lies between.
+STARTING → RECOVERING → WARMING → SERVING → DRAINING → STOPPED, always forward; a daemon without
+anything to recover or to warm from, a start that fails and a stop at once skip what lies between.
 """
 
 import logging
@@ -29,6 +29,7 @@ __all__ = [
     "Routed",
     "State",
     "StopSignal",
+    "Warmed",
 ]
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class State(str, Enum):
 
     STARTING = "STARTING"
     RECOVERING = "RECOVERING"  # what an earlier process left behind is looked at
+    WARMING = "WARMING"  # it answers, but nobody shall ask yet: the cache is being filled
     SERVING = "SERVING"
     DRAINING = "DRAINING"
     STOPPED = "STOPPED"
@@ -143,11 +145,18 @@ class Routed:
 
 
 @dataclass(frozen=True)
+class Warmed:
+    """The warm-up ended; why the daemon shall not serve, if so."""
+
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
 class Finished:
     """What shall outlive the process is written, as far as it could be."""
 
 
-Event = StopSignal | DrainRequest | Drained | NodeMade | Routed | Finished
+Event = StopSignal | DrainRequest | Drained | NodeMade | Routed | Warmed | Finished
 
 
 class Inbox:

@@ -32,7 +32,7 @@ __all__ = [
     "StateCollector",
 ]
 
-DAEMON_STATES = ("STARTING", "RECOVERING", "SERVING", "DRAINING", "STOPPED")
+DAEMON_STATES = ("STARTING", "RECOVERING", "WARMING", "SERVING", "DRAINING", "STOPPED")
 
 _log = logging.getLogger(__name__)
 

@@ -20,14 +20,16 @@ def test_states_go_forward_only() -> None:
     lifecycle.add_listener(seen.append)
     assert lifecycle.state is State.STARTING
     assert lifecycle.advance(State.RECOVERING)
+    assert lifecycle.advance(State.WARMING)
     assert lifecycle.advance(State.SERVING)
     assert not lifecycle.advance(State.SERVING)
+    assert not lifecycle.advance(State.WARMING)
     assert not lifecycle.advance(State.RECOVERING)
     assert lifecycle.advance(State.DRAINING)
     assert not lifecycle.advance(State.SERVING)
     assert lifecycle.advance(State.STOPPED)
     assert not lifecycle.advance(State.DRAINING)
-    assert seen == [State.RECOVERING, State.SERVING, State.DRAINING, State.STOPPED]
+    assert seen == [State.RECOVERING, State.WARMING, State.SERVING, State.DRAINING, State.STOPPED]
 
 
 def test_nothing_to_recover_is_skipped() -> None:
@@ -80,7 +82,7 @@ def test_many_threads_make_each_transition_once() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert seen == [State.RECOVERING, State.SERVING, State.DRAINING, State.STOPPED]
+    assert seen == [State.RECOVERING, State.WARMING, State.SERVING, State.DRAINING, State.STOPPED]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -160,6 +160,7 @@ def test_state_build_and_process_are_there() -> None:
     assert found["feature_cache_state"] == {
         (("state", "STARTING"),): 0,
         (("state", "RECOVERING"),): 0,
+        (("state", "WARMING"),): 0,
         (("state", "SERVING"),): 0,
         (("state", "DRAINING"),): 1,
         (("state", "STOPPED"),): 0,
@@ -219,6 +220,7 @@ def test_metrics_over_http(endpoint: Endpoint) -> None:
     [
         ("STARTING", 200, 503),
         ("RECOVERING", 200, 503),
+        ("WARMING", 200, 503),
         ("SERVING", 200, 200),
         ("DRAINING", 200, 503),
         ("STOPPED", 503, 503),

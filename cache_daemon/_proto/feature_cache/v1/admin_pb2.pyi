@@ -50,8 +50,9 @@ class GetStatusResponse(_message.Message):
     RECOVERY_FIELD_NUMBER: _builtins.int
     START_FIELD_NUMBER: _builtins.int
     CLUSTER_FIELD_NUMBER: _builtins.int
+    WARMUP_FIELD_NUMBER: _builtins.int
     state: _builtins.str
-    """STARTING, RECOVERING, SERVING, DRAINING, STOPPED"""
+    """STARTING, RECOVERING, WARMING, SERVING, DRAINING, STOPPED"""
     version: _builtins.str
     topology: _builtins.str
     uptime_seconds: _builtins.float
@@ -78,6 +79,10 @@ class GetStatusResponse(_message.Message):
     def cluster(self) -> Global___ClusterStatus:
         """with topology sharded"""
 
+    @_builtins.property
+    def warmup(self) -> Global___WarmupStatus:
+        """with a warmup section"""
+
     def __init__(
         self,
         *,
@@ -94,14 +99,151 @@ class GetStatusResponse(_message.Message):
         recovery: Global___RecoveryStatus | None = ...,
         start: Global___StartStatus | None = ...,
         cluster: Global___ClusterStatus | None = ...,
+        warmup: Global___WarmupStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "recovery", b"recovery", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "recovery", b"recovery", "start", b"start", "warmup", b"warmup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "data_addresses", b"data_addresses", "http_address", b"http_address", "memory_bytes", b"memory_bytes", "nvm_devices", b"nvm_devices", "pid", b"pid", "recovery", b"recovery", "start", b"start", "state", b"state", "stores", b"stores", "topology", b"topology", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "data_addresses", b"data_addresses", "http_address", b"http_address", "memory_bytes", b"memory_bytes", "nvm_devices", b"nvm_devices", "pid", b"pid", "recovery", b"recovery", "start", b"start", "state", b"state", "stores", b"stores", "topology", b"topology", "uptime_seconds", b"uptime_seconds", "version", b"version", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class WarmupStatus(_message.Message):
+    """How a node is filled, or was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SERVING_COLD_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    KEYS_DONE_FIELD_NUMBER: _builtins.int
+    KEYS_TOTAL_FIELD_NUMBER: _builtins.int
+    KEYS_FETCHED_FIELD_NUMBER: _builtins.int
+    KEYS_FAILED_FIELD_NUMBER: _builtins.int
+    KEYS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    RATE_LIMIT_FIELD_NUMBER: _builtins.int
+    ITEMS_COPIED_FIELD_NUMBER: _builtins.int
+    BYTES_COPIED_FIELD_NUMBER: _builtins.int
+    PREDICTED_HIT_RATIO_FIELD_NUMBER: _builtins.int
+    TARGET_HIT_RATIO_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    SECONDS_LEFT_FIELD_NUMBER: _builtins.int
+    MAX_SECONDS_FIELD_NUMBER: _builtins.int
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    UPLOADS_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """off (this node has nothing to warm from), pending, running; then how the last one ended: warmed
+    (target or end reached), partial (ended before, with something), failed (brought nothing),
+    stopped (by an operator).
+    """
+    reason: _builtins.str
+    """why it ended so, or why it does not get on"""
+    serving_cold: _builtins.bool
+    """The one at the start did not warm the node, and it serves all the same (on_failure: serve_cold)."""
+    phase: _builtins.str
+    """while it runs: listing, copying, reading, replaying, waiting"""
+    keys_done: _builtins.int
+    keys_total: _builtins.int
+    """of the replay; 0: not known yet"""
+    keys_fetched: _builtins.int
+    """from stores"""
+    keys_failed: _builtins.int
+    """timed out, throttled or in error, and not asked again"""
+    keys_per_second: _builtins.float
+    """of late"""
+    rate_limit: _builtins.float
+    """that holds now; 0: none runs"""
+    items_copied: _builtins.int
+    """from peers"""
+    bytes_copied: _builtins.int
+    predicted_hit_ratio: _builtins.float
+    """negative: not known"""
+    target_hit_ratio: _builtins.float
+    seconds: _builtins.float
+    """since it began, or that it took"""
+    seconds_left: _builtins.float
+    """estimate; negative: not known"""
+    max_seconds: _builtins.float
+    snapshots: _builtins.int
+    """that were read"""
+    @_builtins.property
+    def uploads(self) -> Global___UploadStatus:
+        """where this node uploads its request log"""
+
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        serving_cold: _builtins.bool = ...,
+        phase: _builtins.str = ...,
+        keys_done: _builtins.int = ...,
+        keys_total: _builtins.int = ...,
+        keys_fetched: _builtins.int = ...,
+        keys_failed: _builtins.int = ...,
+        keys_per_second: _builtins.float = ...,
+        rate_limit: _builtins.float = ...,
+        items_copied: _builtins.int = ...,
+        bytes_copied: _builtins.int = ...,
+        predicted_hit_ratio: _builtins.float = ...,
+        target_hit_ratio: _builtins.float = ...,
+        seconds: _builtins.float = ...,
+        seconds_left: _builtins.float = ...,
+        max_seconds: _builtins.float = ...,
+        snapshots: _builtins.int = ...,
+        uploads: Global___UploadStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["uploads", b"uploads"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_copied", b"bytes_copied", "items_copied", b"items_copied", "keys_done", b"keys_done", "keys_failed", b"keys_failed", "keys_fetched", b"keys_fetched", "keys_per_second", b"keys_per_second", "keys_total", b"keys_total", "max_seconds", b"max_seconds", "phase", b"phase", "predicted_hit_ratio", b"predicted_hit_ratio", "rate_limit", b"rate_limit", "reason", b"reason", "seconds", b"seconds", "seconds_left", b"seconds_left", "serving_cold", b"serving_cold", "snapshots", b"snapshots", "state", b"state", "target_hit_ratio", b"target_hit_ratio", "uploads", b"uploads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmupStatus: _TypeAlias = WarmupStatus  # noqa: Y015
+
+@_typing.final
+class UploadStatus(_message.Message):
+    """How a node's request log gets to the snapshots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOADED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    OLDEST_PENDING_SECONDS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    uploaded: _builtins.int
+    """windows"""
+    failed: _builtins.int
+    """attempts"""
+    dropped: _builtins.int
+    """windows that went unsent: too old"""
+    pending: _builtins.int
+    """finished windows on the local disk"""
+    oldest_pending_seconds: _builtins.float
+    problem: _builtins.str
+    """of the last attempt; empty: none"""
+    def __init__(
+        self,
+        *,
+        uploaded: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        dropped: _builtins.int = ...,
+        pending: _builtins.int = ...,
+        oldest_pending_seconds: _builtins.float = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "failed", b"failed", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "problem", b"problem", "uploaded", b"uploaded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadStatus: _TypeAlias = UploadStatus  # noqa: Y015
 
 @_typing.final
 class ClusterStatus(_message.Message):
@@ -643,3 +785,74 @@ class DrainResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
+
+@_typing.final
+class StartWarmupRequest(_message.Message):
+    """FAILED_PRECONDITION: there is nothing to warm from, one runs already, or the daemon does not serve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_DURATION_SECONDS_FIELD_NUMBER: _builtins.int
+    max_duration_seconds: _builtins.float
+    """0: as configured"""
+    def __init__(
+        self,
+        *,
+        max_duration_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_duration_seconds", b"max_duration_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartWarmupRequest: _TypeAlias = StartWarmupRequest  # noqa: Y015
+
+@_typing.final
+class StartWarmupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartWarmupResponse: _TypeAlias = StartWarmupResponse  # noqa: Y015
+
+@_typing.final
+class StopWarmupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopWarmupRequest: _TypeAlias = StopWarmupRequest  # noqa: Y015
+
+@_typing.final
+class StopWarmupResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAS_RUNNING_FIELD_NUMBER: _builtins.int
+    was_running: _builtins.bool
+    def __init__(
+        self,
+        *,
+        was_running: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["was_running", b"was_running"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopWarmupResponse: _TypeAlias = StopWarmupResponse  # noqa: Y015

@@ -59,6 +59,16 @@ class AdminStub:
                 request_serializer=feature__cache_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
                 response_deserializer=feature__cache_dot_v1_dot_admin__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.StartWarmup = channel.unary_unary(
+                '/feature_cache.v1.Admin/StartWarmup',
+                request_serializer=feature__cache_dot_v1_dot_admin__pb2.StartWarmupRequest.SerializeToString,
+                response_deserializer=feature__cache_dot_v1_dot_admin__pb2.StartWarmupResponse.FromString,
+                _registered_method=True)
+        self.StopWarmup = channel.unary_unary(
+                '/feature_cache.v1.Admin/StopWarmup',
+                request_serializer=feature__cache_dot_v1_dot_admin__pb2.StopWarmupRequest.SerializeToString,
+                response_deserializer=feature__cache_dot_v1_dot_admin__pb2.StopWarmupResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -97,6 +107,20 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartWarmup(self, request, context):
+        """Begins to fill the cache as a new node does, while it serves. GetStatus tells how it goes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopWarmup(self, request, context):
+        """Ends a warm-up; what it brought stays. A daemon in WARMING serves then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -124,6 +148,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=feature__cache_dot_v1_dot_admin__pb2.DrainRequest.FromString,
                     response_serializer=feature__cache_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
+            ),
+            'StartWarmup': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartWarmup,
+                    request_deserializer=feature__cache_dot_v1_dot_admin__pb2.StartWarmupRequest.FromString,
+                    response_serializer=feature__cache_dot_v1_dot_admin__pb2.StartWarmupResponse.SerializeToString,
+            ),
+            'StopWarmup': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopWarmup,
+                    request_deserializer=feature__cache_dot_v1_dot_admin__pb2.StopWarmupRequest.FromString,
+                    response_serializer=feature__cache_dot_v1_dot_admin__pb2.StopWarmupResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -261,6 +295,60 @@ class Admin:
             '/feature_cache.v1.Admin/Drain',
             feature__cache_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
             feature__cache_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartWarmup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feature_cache.v1.Admin/StartWarmup',
+            feature__cache_dot_v1_dot_admin__pb2.StartWarmupRequest.SerializeToString,
+            feature__cache_dot_v1_dot_admin__pb2.StartWarmupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopWarmup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feature_cache.v1.Admin/StopWarmup',
+            feature__cache_dot_v1_dot_admin__pb2.StopWarmupRequest.SerializeToString,
+            feature__cache_dot_v1_dot_admin__pb2.StopWarmupResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class AdminStub:
     """Drops every item of a namespace."""
     Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
     """Stops taking requests, finishes those that were accepted, then stops the daemon."""
+    StartWarmup: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StartWarmupRequest, _admin_pb2.StartWarmupResponse]
+    """Begins to fill the cache as a new node does, while it serves. GetStatus tells how it goes."""
+    StopWarmup: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StopWarmupRequest, _admin_pb2.StopWarmupResponse]
+    """Ends a warm-up; what it brought stays. A daemon in WARMING serves then."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -51,6 +55,10 @@ class AdminAsyncStub(AdminStub):
     """Drops every item of a namespace."""
     Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
     """Stops taking requests, finishes those that were accepted, then stops the daemon."""
+    StartWarmup: _aio.UnaryUnaryMultiCallable[_admin_pb2.StartWarmupRequest, _admin_pb2.StartWarmupResponse]  # type: ignore[assignment]
+    """Begins to fill the cache as a new node does, while it serves. GetStatus tells how it goes."""
+    StopWarmup: _aio.UnaryUnaryMultiCallable[_admin_pb2.StopWarmupRequest, _admin_pb2.StopWarmupResponse]  # type: ignore[assignment]
+    """Ends a warm-up; what it brought stays. A daemon in WARMING serves then."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -90,5 +98,21 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.DrainResponse, _abc.Awaitable[_admin_pb2.DrainResponse]]:
         """Stops taking requests, finishes those that were accepted, then stops the daemon."""
+
+    @_abc_1.abstractmethod
+    def StartWarmup(
+        self,
+        request: _admin_pb2.StartWarmupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.StartWarmupResponse, _abc.Awaitable[_admin_pb2.StartWarmupResponse]]:
+        """Begins to fill the cache as a new node does, while it serves. GetStatus tells how it goes."""
+
+    @_abc_1.abstractmethod
+    def StopWarmup(
+        self,
+        request: _admin_pb2.StopWarmupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.StopWarmupResponse, _abc.Awaitable[_admin_pb2.StopWarmupResponse]]:
+        """Ends a warm-up; what it brought stays. A daemon in WARMING serves then."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,134 @@
+"""A warm-up as operators see it: for status and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cache_daemon.metrics import SampleLike
+
+__all__ = [
+    "UploadStatus",
+    "WarmupControl",
+    "WarmupRefused",
+    "WarmupSample",
+    "WarmupStatus",
+    "warmup_samples",
+]
+
+_PREFIX = "feature_cache_warmup_"
+_STATES = ("off", "pending", "running", "warmed", "partial", "failed", "stopped")
+
+
+class WarmupRefused(Exception):
+    """A warm-up cannot begin now; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class UploadStatus:
+    """How the request log of this node gets to the snapshots."""
+
+    uploaded: int = 0  # windows
+    failed: int = 0  # attempts
+    dropped: int = 0  # windows that went unsent
+    pending: int = 0  # finished windows on the local disk
+    oldest_pending_seconds: float = 0.0
+    problem: str = ""  # of the last attempt
+
+
+@dataclass(frozen=True)
+class WarmupStatus:
+    """At the moment of asking."""
+
+    # off: nothing to warm from; pending: not begun; running; then how the last one ended: warmed,
+    # partial, failed, stopped.
+    state: str
+    reason: str = ""
+    serving_cold: bool = False  # the one at the start failed, and the daemon serves all the same
+    phase: str = ""  # while it runs
+    keys_done: int = 0
+    keys_total: int = 0  # of the replay; 0: not known yet
+    keys_fetched: int = 0
+    keys_failed: int = 0
+    keys_per_second: float = 0.0
+    rate_limit: float = 0.0
+    items_copied: int = 0
+    bytes_copied: int = 0
+    predicted_hit_ratio: float | None = None
+    target_hit_ratio: float = 0.0
+    seconds: float = 0.0
+    seconds_left: float | None = None
+    max_seconds: float = 0.0
+    snapshots: int = 0
+    uploads: UploadStatus | None = None
+
+
+class WarmupControl(Protocol):
+    """What operators may ask of a daemon's warm-up. Both return at once."""
+
+    def start(self, max_duration_s: float | None) -> None:
+        """Warms up while the daemon serves; None: as long as configured. Raises WarmupRefused."""
+
+    def stop(self) -> bool:
+        """Ends the one that runs; False when none does."""
+
+
+@dataclass(frozen=True)
+class WarmupSample:
+    """One gauge or counter of a warm-up or an upload."""
+
+    name: str
+    help: str
+    value: float
+    labels: dict[str, str] = field(default_factory=dict)
+    kind: str = "gauge"
+
+
+def warmup_samples(status: WarmupStatus) -> Sequence[SampleLike]:
+    """The status as metrics."""
+
+    def gauge(name: str, help: str, value: float, **labels: str) -> WarmupSample:
+        return WarmupSample(_PREFIX + name, help, value, labels)
+
+    def counter(name: str, help: str, value: float) -> WarmupSample:
+        return WarmupSample(f"{_PREFIX}{name}_total", help, value, kind="counter")
+
+    predicted = -1.0 if status.predicted_hit_ratio is None else status.predicted_hit_ratio
+    state = "How the warm-up stands, or how the last one ended: 1 for its state, 0 for the others."
+    samples: list[SampleLike] = [
+        *(gauge("state", state, float(status.state == name), state=name) for name in _STATES),
+        gauge(
+            "serving_cold",
+            "1 while the node serves although the warm-up at its start failed.",
+            float(status.serving_cold),
+        ),
+        gauge("keys", "Keys of the replay; 0: not known yet.", status.keys_total),
+        gauge("keys_done", "Keys of the replay that are done.", status.keys_done),
+        gauge("keys_failed", "Keys of the replay that no store answered.", status.keys_failed),
+        gauge("keys_per_second", "Keys that the replay asks of stores.", status.keys_per_second),
+        gauge("rate_limit_keys_per_second", "Keys that it may ask at most.", status.rate_limit),
+        gauge("items_copied", "Items that were copied from peers.", status.items_copied),
+        gauge("bytes_copied", "Bytes that were copied from peers.", status.bytes_copied),
+        gauge(
+            "predicted_hit_ratio",
+            "Share of the sampled traffic whose keys are in the cache; -1: not known.",
+            predicted,
+        ),
+        gauge("target_hit_ratio", "Where the warm-up ends.", status.target_hit_ratio),
+        gauge("seconds", "Since the warm-up began, or that it took.", status.seconds),
+        gauge("max_seconds", "How long it may take.", status.max_seconds),
+    ]
+    if (uploads := status.uploads) is not None:
+        samples += [
+            counter("uploads", "Windows of the request log that were uploaded.", uploads.uploaded),
+            counter("upload_failures", "Attempts at an upload that failed.", uploads.failed),
+            counter("uploads_dropped", "Windows that went unsent: too old.", uploads.dropped),
+            gauge("uploads_pending", "Finished windows that wait for it.", uploads.pending),
+            gauge(
+                "upload_lag_seconds",
+                "Age of the oldest finished window that waits; 0: none does.",
+                uploads.oldest_pending_seconds,
+            ),
+        ]
+    return samples
