@@ -27,6 +27,7 @@ from cache_daemon.config_nvm import NvmPlan, nvm_plan
 from cache_daemon.config_persist import persist_warnings
 from cache_daemon.config_schema import json_schema
 from cache_daemon.config_units import format_size
+from cache_daemon.config_warmup import warmup_warnings
 from cache_daemon.log_format import set_up_logging
 
 __all__ = ["main"]
@@ -94,7 +95,9 @@ def check_config(
         nvm = nvm_plan(settings)
     except ConfigError as error:
         _fail(_EXIT_BAD_CONFIG, str(ConfigError(error.problems, str(config))))
-    for warning in persist_warnings(settings, free_memory_bytes()):
+    warnings = persist_warnings(settings, free_memory_bytes())
+    warnings += warmup_warnings(settings.warmup)
+    for warning in warnings:
         typer.echo(f"{config}: warning: {warning}", err=True)
     effective = effective_settings(settings)
     if as_json:

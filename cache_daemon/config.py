@@ -18,6 +18,7 @@ from cache_daemon.config_check import check
 from cache_daemon.config_model import Config
 from cache_daemon.config_problem import ConfigError, Problem
 from cache_daemon.config_problem import Path as KeyPath
+from cache_daemon.config_warmup import ROOT_LACKS
 from cache_daemon.stores import options_model
 
 __all__ = [
@@ -241,6 +242,8 @@ def effective_settings(config: Config) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     if config.is_root:  # it may not say what it does not have
         del settings["memory"]
+        for key in ROOT_LACKS if config.warmup else ():
+            del settings["warmup"][key]
         for namespace in settings["namespaces"].values():
             if not namespace["domains"]:
                 del namespace["domains"]

@@ -25,6 +25,7 @@ from cache_daemon.config_problem import (
 )
 from cache_daemon.config_sharded import is_root, topology_problems
 from cache_daemon.config_units import format_share, format_size, parse_budget, parse_size
+from cache_daemon.config_warmup import warmup_problems
 from cache_daemon.stores import StoreConfigError, options_model
 
 __all__ = ["ConfigError", "Path", "Problem", "check", "is_loopback", "nearest"]
@@ -54,6 +55,7 @@ def check(
     problems += _device_problems(raw, device_bytes)
     problems += _nvm_budget_problems(raw, device_bytes)
     problems += persist_problems(raw)
+    problems += warmup_problems(raw)
     for name, namespace in _entries(raw, "namespaces"):
         problems += _namespace_problems(raw, name, namespace)
         problems += _nvm_share_problems(raw, name, namespace)

@@ -24,6 +24,7 @@ from cache_daemon.config_units import (
     SizeOrAuto,
     format_size,
 )
+from cache_daemon.config_warmup import WarmupSettings
 from cache_daemon.stores.guard import GuardOptions
 
 __all__ = [
@@ -505,6 +506,9 @@ class Config(StrictModel):
     sharding: ShardingSettings | None = Field(
         default=None, description="The place in a cluster; with topology: sharded."
     )
+    warmup: WarmupSettings | None = Field(
+        default=None, description="How nodes record traffic and new ones are filled; none: cold."
+    )
     drain_timeout: Duration = Field(
         default=30.0, ge=0, description="How long a stop waits for requests that were accepted."
     )
@@ -514,6 +518,16 @@ class Config(StrictModel):
     def is_root(self) -> bool:
         """Whether the node keeps no values but asks leaves."""
         return self.sharding is not None and self.sharding.role == "root"
+
+    @property
+    def warms(self) -> bool:
+        """Whether the node has something to be filled from before it serves."""
+        warmup = self.warmup
+        if warmup is None or self.is_root or warmup.plan == "none":
+            return False
+        replays = warmup.snapshots is not None and warmup.plan != "peer_copy"
+        copies = bool(warmup.peers or self.sharding) and warmup.plan != "replay"
+        return replays or copies
 
     @property
     def persistence(self) -> PersistSettings | None:
