@@ -184,10 +184,45 @@ struct LeafConfig {
   std::uint64_t write_log_bytes = std::uint64_t{16} << 20;  // what a returning replica may ask for
 };
 
+// What is recorded: whole requests, or keys of which each is always or never recorded.
+enum class SampleBy : std::uint8_t { Requests = 0, Keys = 1 };
+SampleBy parse_sample_by(const std::string& name);  // throws std::invalid_argument
+const char* sample_by_name(SampleBy by) noexcept;
+
+// How the keys of a namespace stand in the request log.
+enum class KeyPrivacy : std::uint8_t {
+  Plain = 0,
+  Hashed = 1,    // as a keyed hash: they can be counted, not replayed
+  Excluded = 2,  // not at all
+};
+KeyPrivacy parse_privacy(const std::string& name);  // throws std::invalid_argument
+const char* privacy_name(KeyPrivacy privacy) noexcept;
+
+// The request log of a node, from which others warm up (docs/request_log.md).
+struct RecordConfig {
+  std::string dir;      // of the log alone; empty: nothing is recorded
+  double sample = 0.1;  // share of the requests or of the keys
+  SampleBy by = SampleBy::Requests;
+  std::uint64_t window_ms = 600'000;  // a file holds [k * window, (k + 1) * window) of the day
+  std::uint64_t max_bytes = std::uint64_t{1} << 30;     // of all files in dir
+  std::uint64_t buffer_bytes = std::uint64_t{8} << 20;  // between requests and the writer
+  std::uint32_t dictionary_keys = 1u << 20;  // distinct keys that a file tells apart at a time
+  std::string host;                          // stands in the files
+  struct Privacy {
+    std::string ns;
+    KeyPrivacy privacy = KeyPrivacy::Plain;
+  };
+  std::vector<Privacy> privacy;  // namespaces that are not named are Plain
+  std::string hash_key;          // of Hashed namespaces; at least 16 bytes
+
+  bool enabled() const noexcept { return !dir.empty(); }
+};
+
 struct NodeConfig {
   EngineConfig engine;
   RootConfig root;
   LeafConfig leaf;
+  RecordConfig record;
   std::vector<StoreConfig> stores;
   std::uint32_t max_batch_keys = 16384;
   std::uint64_t max_reply_bytes = std::uint64_t{64} << 20;

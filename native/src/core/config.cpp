@@ -220,6 +220,35 @@ void validate_persist(const EngineConfig& config) {
   }
 }
 
+constexpr std::uint64_t kMinWindowMs = 1000;
+constexpr std::uint64_t kMinRecordBuffer = 64u << 10;
+constexpr std::uint32_t kMinDictionaryKeys = 1024;
+constexpr std::uint32_t kMaxDictionaryKeys = 64u << 20;
+constexpr std::size_t kMaxHostBytes = 255;
+constexpr std::size_t kMinHashKeyBytes = 16;
+
+void validate_record(const NodeConfig& config) {
+  const RecordConfig& record = config.record;
+  if (!(record.sample > 0 && record.sample <= 1)) bad("record: sample must be above 0, at most 1");
+  if (record.window_ms < kMinWindowMs) bad("record: window must be at least 1 s");
+  if (record.buffer_bytes < kMinRecordBuffer) bad("record: buffer_bytes must be at least 64 KiB");
+  if (record.dictionary_keys < kMinDictionaryKeys || record.dictionary_keys > kMaxDictionaryKeys) {
+    bad("record: dictionary_keys must be 1,024 to 64 M");
+  }
+  if (record.host.size() > kMaxHostBytes) bad("record: host has more than 255 bytes");
+  bool hashes = false;
+  for (const RecordConfig::Privacy& entry : record.privacy) {
+    const auto named = [&](const NamespaceConfig& ns) { return ns.name == entry.ns; };
+    if (std::none_of(config.engine.namespaces.begin(), config.engine.namespaces.end(), named)) {
+      bad("record: unknown namespace " + entry.ns);
+    }
+    hashes |= entry.privacy == KeyPrivacy::Hashed;
+  }
+  if (hashes && record.hash_key.size() < kMinHashKeyBytes) {
+    bad("record: hash_key must have at least 16 bytes, to hash keys by");
+  }
+}
+
 void validate_root(const NodeConfig& config) {
   const RootConfig& root = config.root;
   if (config.leaf.enabled) bad("a node is a root or a leaf, not both");
@@ -285,6 +314,35 @@ const char* admission_name(AdmissionKind kind) noexcept {
       return "frequency";
     case AdmissionKind::RejectFirst:
       return "reject_first";
+  }
+  return "?";
+}
+
+SampleBy parse_sample_by(const std::string& name) {
+  if (name == "requests") return SampleBy::Requests;
+  if (name == "keys") return SampleBy::Keys;
+  bad("unknown way to sample '" + name + "': requests or keys");
+}
+
+const char* sample_by_name(SampleBy by) noexcept {
+  return by == SampleBy::Requests ? "requests" : "keys";
+}
+
+KeyPrivacy parse_privacy(const std::string& name) {
+  if (name == "plain") return KeyPrivacy::Plain;
+  if (name == "hash") return KeyPrivacy::Hashed;
+  if (name == "exclude") return KeyPrivacy::Excluded;
+  bad("unknown way to record keys '" + name + "': plain, hash or exclude");
+}
+
+const char* privacy_name(KeyPrivacy privacy) noexcept {
+  switch (privacy) {
+    case KeyPrivacy::Plain:
+      return "plain";
+    case KeyPrivacy::Hashed:
+      return "hash";
+    case KeyPrivacy::Excluded:
+      return "exclude";
   }
   return "?";
 }
@@ -390,6 +448,7 @@ void EngineConfig::validate() const {
 
 void NodeConfig::validate() const {
   engine.validate();
+  if (record.enabled()) validate_record(*this);
   if (root.enabled) validate_root(*this);
   std::set<std::string> names;
   for (const StoreConfig& store : stores) {

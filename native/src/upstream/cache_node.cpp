@@ -58,6 +58,9 @@ CacheNode::CacheNode(const NodeConfig& config, std::vector<std::shared_ptr<NvmDe
     }
     namespaces_.push_back(std::move(link));
   }
+  if (config_.record.enabled()) {
+    recorder_ = std::make_unique<request_log::Recorder>(config_.record, config_.engine.namespaces);
+  }
   deadlines_ = std::make_unique<Deadlines>([this] {
     for (const auto& store : stores_) store->expire(monotonic_ns());
   });
@@ -148,6 +151,7 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
     if (!status.ok()) return refuse(std::move(status));
     fetch_timeout_ms = std::max(fetch_timeout_ms, namespaces_[column.ns]->fetch_timeout_ms);
   }
+  if (recorder_ != nullptr && recorder_->samples_request()) record(*get, hints);
   std::vector<std::vector<Absent>> absent(columns);
   std::vector<std::vector<Absent>> refresh(columns);
   std::vector<NvmCell> on_nvm;
@@ -189,6 +193,15 @@ void CacheNode::batch_get(RequestBytes bytes, std::uint64_t timeout_ms, ReplyDon
     }
   }
   get->start(waiting);
+}
+
+void CacheNode::record(const PendingGet& get, const std::vector<DomainIndex>& hints) {
+  std::vector<request_log::Recorder::Column> columns;
+  columns.reserve(get.columns.size());
+  for (std::size_t c = 0; c < get.columns.size(); ++c) {
+    columns.push_back({get.columns[c].ns, hints[c], get.request.columns[c].keys});
+  }
+  recorder_->offer(columns);
 }
 
 std::uint64_t CacheNode::deadline_ns(std::uint64_t started_ns,
@@ -352,6 +365,7 @@ void CacheNode::visit(CounterVisitor& visitor) const {
     if (link->speculation != nullptr) link->speculation->visit(visitor, link->name);
   }
   for (const auto& store : stores_) store->visit(visitor);
+  if (recorder_ != nullptr) recorder_->visit(visitor);
   if (leaf_ != nullptr) leaf_->visit(visitor);
   if (leaves_ != nullptr) leaves_->visit(visitor);
   const auto requests = [&](const char* method, const Counter& counter) {

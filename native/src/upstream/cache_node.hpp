@@ -15,6 +15,7 @@
 #include "core/clock.hpp"
 #include "feature_cache/engine.hpp"
 #include "feature_cache/node.hpp"
+#include "request_log/recorder.hpp"
 #include "upstream/deadlines.hpp"
 #include "upstream/flight.hpp"
 #include "upstream/leaf_shards.hpp"
@@ -79,6 +80,7 @@ class CacheNode final : public Node {
                        ReplyDone done);
   std::uint64_t deadline_ns(std::uint64_t started_ns, std::uint64_t wait_ms) const noexcept;
 
+  void record(const PendingGet& get, const std::vector<DomainIndex>& hints);
   CallStatus resolve(const wire::KeyColumn& column, NamespaceIndex& ns, DomainIndex& domain) const;
   void look_up(PendingGet& get, std::vector<std::vector<Absent>>& absent,
                std::vector<std::vector<Absent>>& refresh, std::vector<NvmCell>& on_nvm);
@@ -141,7 +143,8 @@ class CacheNode final : public Node {
   LatencyHistogram fetch_seconds_;
   LatencyHistogram put_seconds_;
 
-  const std::unique_ptr<LeafShards> leaf_;  // null: not a leaf
+  const std::unique_ptr<LeafShards> leaf_;           // null: not a leaf
+  std::unique_ptr<request_log::Recorder> recorder_;  // null: nothing is recorded; fixed
   // Last, so that they go first: their threads use the rest.
   const std::unique_ptr<Engine> engine_;
   std::unique_ptr<Deadlines> deadlines_;
