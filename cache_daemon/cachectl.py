@@ -7,19 +7,17 @@ reached.
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
 from rich.live import Live
 
-from cache_daemon import cachectl_cluster
+from cache_daemon import cachectl_cluster, cachectl_warmup
 from cache_daemon._proto.feature_cache.v1 import admin_pb2
 from cache_daemon.cachectl_admin import AdminClient, DaemonUnreachable, RequestRefused
 from cache_daemon.cachectl_common import (
@@ -32,6 +30,7 @@ from cache_daemon.cachectl_common import (
     duration_argument,
     emit_json,
     fail,
+    interrupted,
     plain_errors,
 )
 from cache_daemon.cachectl_data import delete, get, put
@@ -64,6 +63,7 @@ app.command()(get)
 app.command()(put)
 app.command()(delete)
 app.add_typer(cachectl_cluster.app)
+app.add_typer(cachectl_warmup.app)
 
 
 def main() -> None:
@@ -181,7 +181,7 @@ def _show_watch(
 ) -> None:
     """Shows what changed from one reply to the next, `pace` being seconds and how often."""
     interval_s, count = pace
-    with _interrupted() as ended:
+    with interrupted() as ended:
         replies = _watch(client, max(interval_s, 0.1), count, ended)
         if as_json:
             for before, now in replies:
@@ -190,23 +190,6 @@ def _show_watch(
         with Live(console=console(), auto_refresh=False, vertical_overflow="visible") as live:
             for before, now in replies:
                 live.update(to_table(now, before), refresh=True)
-
-
-@contextmanager
-def _interrupted() -> Iterator[threading.Event]:
-    """Is set by an interrupt, which is how people end a watch.
-
-    As an exception it would be lost where it comes amid a callback of gRPC's.
-    """
-    ended = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield ended  # no signals here
-        return
-    before = signal.signal(signal.SIGINT, lambda _number, _frame: ended.set())
-    try:
-        yield ended
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _watch(

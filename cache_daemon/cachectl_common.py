@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import Annotated, Any, NoReturn
@@ -27,6 +29,7 @@ __all__ = [
     "duration_argument",
     "emit_json",
     "fail",
+    "interrupted",
     "plain_errors",
 ]
 
@@ -105,3 +108,20 @@ def plain_errors() -> Iterator[None]:
         fail(str(error), ExitCode.UNREACHABLE)
     except RequestRefused as error:
         fail(str(error), ExitCode.REFUSED)
+
+
+@contextlib.contextmanager
+def interrupted() -> Iterator[threading.Event]:
+    """Is set by an interrupt, which is how people end a watch.
+
+    As an exception it would be lost where it comes amid a callback of gRPC's.
+    """
+    ended = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield ended  # no signals here
+        return
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: ended.set())
+    try:
+        yield ended
+    finally:
+        signal.signal(signal.SIGINT, before)

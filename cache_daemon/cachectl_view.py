@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from google.protobuf.message import Message
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +27,7 @@ __all__ = [
     "human_bytes",
     "human_count",
     "human_ratio",
+    "message_dict",
     "namespaces_table",
     "stats_table",
     "stats_view",
@@ -316,16 +318,17 @@ def status_dict(status: admin_pb2.GetStatusResponse) -> dict[str, Any]:
             }
             for device in status.nvm_devices
         ],
-        "recovery": _fields(status.recovery) if status.HasField("recovery") else None,
-        "start": _fields(status.start) if status.HasField("start") else None,
-        "cluster": _fields(status.cluster) if status.HasField("cluster") else None,
+        "recovery": message_dict(status.recovery) if status.HasField("recovery") else None,
+        "start": message_dict(status.start) if status.HasField("start") else None,
+        "cluster": message_dict(status.cluster) if status.HasField("cluster") else None,
+        "warmup": message_dict(status.warmup, ("uploads",)) if status.HasField("warmup") else None,
     }
 
 
-def _fields(
-    message: admin_pb2.RecoveryStatus | admin_pb2.StartStatus | admin_pb2.ClusterStatus,
-) -> dict[str, Any]:
-    values = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
+def message_dict(message: Message, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain fields of a message as json can write them; `without` names those that are none."""
+    names = [field.name for field in message.DESCRIPTOR.fields if field.name not in without]
+    values = {name: getattr(message, name) for name in names}
     return {
         name: value if isinstance(value, str | int | float) else list(value)
         for name, value in values.items()
@@ -363,6 +366,12 @@ def status_table(status: admin_pb2.GetStatusResponse) -> Table:
     if status.HasField("cluster"):
         for name, text in _cluster_texts(status.cluster):
             table.add_row(name, text)
+    if status.HasField("warmup") and status.warmup.state != "off":
+        warmup = status.warmup
+        style = "green" if warmup.state == "warmed" else "yellow"
+        reason = f": {warmup.reason}" if warmup.reason else ""
+        cold = Text(", serves cold", "red") if warmup.serving_cold else Text("")
+        table.add_row("warm-up", Text(warmup.state, style) + cold + Text(reason))
     return table
 
 
