@@ -304,7 +304,7 @@ def test_the_image_has_the_libraries_of_the_extension() -> None:
 # ---- prometheus ----------------------------------------------------------------------------------
 
 
-RULES = ("feature-cache", "feature-cache-cluster")
+RULES = ("feature-cache", "feature-cache-cluster", "feature-cache-warmup")
 
 
 def test_prometheus_config_and_rules_are_valid() -> None:
