@@ -80,7 +80,10 @@ class RecordSettings(StrictModel):
         description="How keys are written: plain (the others), hash (cannot be replayed), or not.",
     )
     hash_key: SecretStr | None = Field(
-        default=None, description="Secret of the namespaces with hash; the same on all nodes."
+        default=None,
+        min_length=16,
+        max_length=4096,
+        description="Secret of the namespaces with hash; the same on all nodes.",
     )
 
     @field_validator("dir")

@@ -84,7 +84,11 @@ def test_without_the_section_nothing_warms() -> None:
         ("recrod: {dir: /log}", _NODE, "warmup.recrod: unknown key; did you mean 'record'?"),
         ("record: {}", _NODE, "warmup.record.dir: missing"),
         ("record: {dir: log}", _NODE, "'log' must be an absolute path"),
-        ("record: {dir: /log, sample: 0}", _NODE, "warmup.record.sample: 0 is out of range; it must be above 0"),
+        (
+            "record: {dir: /log, sample: 0}",
+            _NODE,
+            "warmup.record.sample: 0 is out of range; it must be above 0",
+        ),
         ("record: {dir: /log, by: key}", _NODE, "did you mean 'keys'?"),
         ("record: {dir: /log, window: 10}", _NODE, "write it with its unit"),
         (
@@ -97,7 +101,12 @@ def test_without_the_section_nothing_warms() -> None:
             _NODE,
             "warmup.record.hash_key: missing; without a secret of your own",
         ),
-        ("record: {dir: /log, hash_key: x}", _NODE, "no namespace is hashed"),
+        ("record: {dir: /log, hash_key: sixteen letters!}", _NODE, "no namespace is hashed"),
+        (
+            "record: {dir: /log, namespaces: {user: hash}, hash_key: short}",
+            _NODE,
+            "warmup.record.hash_key: ",
+        ),
         ("snapshots: {url: 'http://x/y'}", _NODE, "write s3://bucket/prefix or file:///absolute"),
         ("snapshots: {url: 's3:///y'}", _NODE, "names no bucket"),
         ("snapshots: {url: 'file://host/y'}", _NODE, "names no directory"),
@@ -127,7 +136,11 @@ def test_without_the_section_nothing_warms() -> None:
             "replay asks stores, and no namespace has one",
         ),
         ("plan: peer_copy", _NODE, "peer_copy needs a warm node to copy from"),
-        (f"{_SNAPSHOTS}, replay: {{rate: 0}}", _NODE, "warmup.replay.rate: 0 is out of range; it must"),
+        (
+            f"{_SNAPSHOTS}, replay: {{rate: 0}}",
+            _NODE,
+            "warmup.replay.rate: 0 is out of range; it must",
+        ),
         (
             f"{_SNAPSHOTS}, replay: {{fleet: zookeeper, fleet_rate: 1}}",
             _NODE,
@@ -169,11 +182,11 @@ def test_what_is_in_effect_is_a_config_again(base: str) -> None:
 
 def test_the_key_of_hashes_is_a_secret() -> None:
     record = "record: {dir: /log, namespaces: {user: hash}, hash_key: '${FC_KEY}'}"
-    config = parse_config(_with(record), environment={"FC_KEY": "open sesame"})
+    config = parse_config(_with(record), environment={"FC_KEY": "open sesame, please"})
     assert config.warmup is not None
     assert config.warmup.record is not None
     assert config.warmup.record.hash_key is not None
-    assert config.warmup.record.hash_key.get_secret_value() == "open sesame"
+    assert config.warmup.record.hash_key.get_secret_value() == "open sesame, please"
     assert "sesame" not in json.dumps(effective_settings(config)) + repr(config)
 
 
