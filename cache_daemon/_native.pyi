@@ -3,7 +3,7 @@
 Nothing here runs Python per key, and every call that can wait releases the interpreter lock.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -22,8 +22,12 @@ __all__ = [
     "NodeConfig",
     "NvmConfig",
     "PersistConfig",
+    "PlanAdded",
+    "RecordConfig",
     "RecoveryProgress",
     "Reply",
+    "RequestLogError",
+    "RequestLogInfo",
     "RootConfig",
     "RouteRule",
     "RpcError",
@@ -32,11 +36,14 @@ __all__ = [
     "ShardMap",
     "StartReport",
     "StoreConfig",
+    "WarmPlan",
+    "WarmResult",
     "WriteReply",
     "build_info",
     "encode_delete",
     "encode_get",
     "encode_put",
+    "inspect_request_log",
     "shard_of",
 ]
 
@@ -218,6 +225,42 @@ class LeafConfig:
     write_log_bytes: int
 
 @final
+class RecordConfig:
+    """The request log of a node (docs/request_log.md)."""
+    def __init__(
+        self,
+        *,
+        dir: str,  # of the log alone; one daemon each
+        sample: float = 0.1,  # share of the requests or of the keys
+        by: str = "requests",  # requests; keys: a key is always or never recorded
+        window_ms: int = 600_000,  # of one file, aligned to the time of day
+        max_bytes: int = 1 << 30,  # of all files in dir
+        buffer_bytes: int = 8 << 20,  # between requests and the writer
+        dictionary_keys: int = 1 << 20,  # distinct keys that a file tells apart at a time
+        host: str = "",  # stands in the files
+        privacy: Mapping[str, str] = ...,  # by namespace: plain (as if left out), hash or exclude
+        hash_key: str = "",  # at least 16 bytes, where a namespace is hashed; cannot be read back
+    ) -> None: ...
+    @property
+    def dir(self) -> str: ...
+    @property
+    def sample(self) -> float: ...
+    @property
+    def by(self) -> str: ...
+    @property
+    def window_ms(self) -> int: ...
+    @property
+    def max_bytes(self) -> int: ...
+    @property
+    def buffer_bytes(self) -> int: ...
+    @property
+    def dictionary_keys(self) -> int: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def privacy(self) -> dict[str, str]: ...
+
+@final
 class NodeConfig:
     def __init__(
         self,
@@ -240,6 +283,7 @@ class NodeConfig:
         shard_count: int = 0,  # of a leaf: the cluster's shards, which may leave it and come back
         instances: int = 0,  # that the node is split over; 0: as few as max_instance_bytes allows
         max_instance_bytes: int = 256 << 30,
+        record: RecordConfig | None = None,  # None: nothing is recorded
     ) -> None: ...
     memory_bytes: int
     namespaces: list[NamespaceConfig]
@@ -259,6 +303,7 @@ class NodeConfig:
     shard_count: int
     instances: int
     max_instance_bytes: int
+    record: RecordConfig | None
     def instance_count(self) -> int:
         """Over how many instances the node is split."""
     def arena_bytes(self) -> int:
@@ -479,6 +524,130 @@ class Node:
         over the node first; what is called on the node itself later is refused, and no samples are
         given any more.
         """
+
+# ---- warm-up -------------------------------------------------------------------------------------
+
+class RequestLogError(ValueError):
+    """Bytes that are no request log, or not all of one; the message says what to do."""
+
+    reason: str  # truncated, bad_checksum, newer_version, bad_format
+
+@final
+class RequestLogInfo:
+    """What stands in one file of the request log."""
+    @property
+    def version(self) -> int: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def window_start_ms(self) -> int: ...  # since 1970
+    @property
+    def window_ms(self) -> int: ...
+    @property
+    def sample(self) -> float: ...  # share that was recorded
+    @property
+    def by(self) -> str: ...  # requests, keys
+    @property
+    def complete(self) -> bool: ...  # it was ended in order, not cut off between two blocks
+    @property
+    def requests(self) -> int: ...
+    @property
+    def keys(self) -> int: ...
+    @property
+    def distinct_keys(self) -> int: ...  # as often as a dictionary learned them
+    @property
+    def dropped_keys(self) -> int: ...  # sampled, and lost before they were written
+    @property
+    def namespaces(self) -> list[tuple[str, str, int, int]]:
+        """Name, privacy (plain, hash, exclude), keys and distinct keys."""
+
+def inspect_request_log(data: bytes | bytearray | memoryview) -> RequestLogInfo:
+    """Reads a whole file and checks all of it. Raises RequestLogError."""
+
+@final
+class PlanAdded:
+    """What became of the keys of one log, counted each time that they stand there."""
+    @property
+    def keys(self) -> int: ...
+    @property
+    def new_keys(self) -> int: ...  # distinct ones that the plan did not have
+    @property
+    def unknown_namespace(self) -> int: ...
+    @property
+    def not_fetchable(self) -> int: ...  # of namespaces without a store
+    @property
+    def hashed(self) -> int: ...
+    @property
+    def not_owned(self) -> int: ...
+    @property
+    def over_limit(self) -> int: ...  # of keys beyond `max_keys`
+
+@final
+class WarmResult:
+    """What became of the keys of one `WarmPlan.issue`."""
+    @property
+    def held(self) -> int: ...  # the cache had them
+    @property
+    def fetched(self) -> int: ...
+    @property
+    def not_found(self) -> int: ...
+    @property
+    def timed_out(self) -> int: ...
+    @property
+    def throttled(self) -> int: ...
+    @property
+    def error(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...  # no store, or another leaf's
+    @property
+    def seconds(self) -> float: ...
+
+@final
+class WarmPlan:
+    """Which keys a warm-up asks for: those of any number of logs, each once, the best first.
+
+    Safe from any thread. After `Node.shutdown` methods that ask the node raise RuntimeError.
+    """
+    def __init__(self, node: Node, *, max_keys: int = 10_000_000) -> None:
+        """`max_keys`: distinct ones that are kept in memory at most, about 50 bytes each."""
+    def own(self, shard_count: int, shards: npt.NDArray[np.uint32]) -> None:
+        """Keys of these shards alone enter from now on. Raises ValueError for a shard beyond."""
+    def add(self, data: bytes | bytearray | memoryview, weight: float = 1.0) -> PlanAdded:
+        """Adds the keys of a file of the request log; what they count is multiplied by `weight`.
+
+        Raises RequestLogError; what stood before the fault stays in the plan.
+        """
+    def drop_domains(self, domains: Sequence[tuple[str, str]]) -> int:
+        """Takes out the keys of (namespace, domain); returns how many.
+
+        A key is of the domain that its requests hinted, else of its namespace's default domain.
+        Raises KeyError for an unknown one.
+        """
+    def drop_held(self) -> int:
+        """Takes out what the node has already; returns how many keys."""
+    def order(self, realtime_ttl_s: float) -> None:
+        """By weight, then by TTL, the largest first; domains with a shorter TTL than that last.
+
+        `issue` begins with the first key.
+        """
+    def issue(self, max_keys: int, timeout_s: float, done: Callable[[WarmResult], None]) -> int:
+        """Asks the node for the next keys; returns how many, 0: none are left.
+
+        `done` is called once, in a thread of the node's, unless there was none left.
+        """
+    def retry_failed(self) -> int:
+        """Puts keys that failed since the last call at the end, each at most twice; how many."""
+    def predicted_hit_ratio(self, sample: int = 200_000) -> float:
+        """The share of the logged traffic that the node has in its cache now, 0 to 1.
+
+        Of more than `sample` keys, as many are looked at, chosen evenly by weight.
+        """
+    @property
+    def keys(self) -> int: ...  # that are, or were, to be asked for
+    @property
+    def keys_left(self) -> int: ...
+    @property
+    def total_weight(self) -> float: ...  # of all that was added
 
 @final
 class Server:

@@ -1,5 +1,7 @@
 #include <pybind11/stl.h>
 
+#include <map>
+
 #include <optional>
 #include <utility>
 
@@ -318,6 +320,46 @@ void bind_roles(py::module_& module) {
            }),
            py::kw_only(), "write_log_bytes"_a = 16 << 20)
       .def_readwrite("write_log_bytes", &fc::LeafConfig::write_log_bytes);
+  py::class_<fc::RecordConfig>(module, "RecordConfig")
+      .def(py::init([](std::string dir, double sample, const std::string& by,
+                       std::uint64_t window_ms, std::uint64_t max_bytes, std::uint64_t buffer_bytes,
+                       std::uint32_t dictionary_keys, std::string host,
+                       const std::map<std::string, std::string>& privacy, std::string hash_key) {
+             fc::RecordConfig record;
+             record.dir = std::move(dir);
+             record.sample = sample;
+             record.by = fc::parse_sample_by(by);
+             record.window_ms = window_ms;
+             record.max_bytes = max_bytes;
+             record.buffer_bytes = buffer_bytes;
+             record.dictionary_keys = dictionary_keys;
+             record.host = std::move(host);
+             for (const auto& [ns, how] : privacy) {
+               record.privacy.push_back({ns, fc::parse_privacy(how)});
+             }
+             record.hash_key = std::move(hash_key);
+             return record;
+           }),
+           py::kw_only(), "dir"_a, "sample"_a = 0.1, "by"_a = "requests", "window_ms"_a = 600'000,
+           "max_bytes"_a = std::uint64_t{1} << 30, "buffer_bytes"_a = 8 << 20,
+           "dictionary_keys"_a = 1 << 20, "host"_a = "",
+           "privacy"_a = std::map<std::string, std::string>(), "hash_key"_a = "")
+      .def_readonly("dir", &fc::RecordConfig::dir)
+      .def_readonly("sample", &fc::RecordConfig::sample)
+      .def_property_readonly(
+          "by", [](const fc::RecordConfig& record) { return fc::sample_by_name(record.by); })
+      .def_readonly("window_ms", &fc::RecordConfig::window_ms)
+      .def_readonly("max_bytes", &fc::RecordConfig::max_bytes)
+      .def_readonly("buffer_bytes", &fc::RecordConfig::buffer_bytes)
+      .def_readonly("dictionary_keys", &fc::RecordConfig::dictionary_keys)
+      .def_readonly("host", &fc::RecordConfig::host)
+      .def_property_readonly("privacy", [](const fc::RecordConfig& record) {
+        std::map<std::string, std::string> privacy;
+        for (const fc::RecordConfig::Privacy& each : record.privacy) {
+          privacy.emplace(each.ns, fc::privacy_name(each.privacy));
+        }
+        return privacy;
+      });
 }
 
 // Over all instances. What budgets may share is as much as the instance with the least has, times
@@ -352,8 +394,10 @@ void bind_node_config(py::module_& module) {
                        const std::optional<fc::PersistConfig>& persist,
                        const std::optional<fc::RootConfig>& root,
                        const std::optional<fc::LeafConfig>& leaf, std::uint32_t shard_count,
-                       std::uint32_t instances, std::uint64_t max_instance_bytes) {
+                       std::uint32_t instances, std::uint64_t max_instance_bytes,
+                       const std::optional<fc::RecordConfig>& record) {
              fc::NodeConfig config;
+             config.record = record.value_or(fc::RecordConfig{});
              config.engine.instances = instances;
              config.engine.max_instance_bytes = max_instance_bytes;
              config.engine.shard_count = shard_count;
@@ -381,7 +425,7 @@ void bind_node_config(py::module_& module) {
            "max_pending_batches"_a = 4096, "refresh_keys_per_second"_a = 1000, "nvm"_a = py::none(),
            "persist"_a = py::none(), "root"_a = py::none(), "leaf"_a = py::none(),
            "shard_count"_a = 0, "instances"_a = 0,
-           "max_instance_bytes"_a = std::uint64_t{256} << 30)
+           "max_instance_bytes"_a = std::uint64_t{256} << 30, "record"_a = py::none())
       .def_readwrite("stores", &fc::NodeConfig::stores)
       .def_readwrite("max_batch_keys", &fc::NodeConfig::max_batch_keys)
       .def_readwrite("max_reply_bytes", &fc::NodeConfig::max_reply_bytes)
@@ -398,6 +442,14 @@ void bind_node_config(py::module_& module) {
           "leaf", [](const fc::NodeConfig& config) { return role_of(config.leaf); },
           [](fc::NodeConfig& config, const std::optional<fc::LeafConfig>& leaf) {
             set_role(config.leaf, leaf);
+          })
+      .def_property(
+          "record",
+          [](const fc::NodeConfig& config) {
+            return config.record.enabled() ? py::cast(config.record) : py::object(py::none());
+          },
+          [](fc::NodeConfig& config, const std::optional<fc::RecordConfig>& record) {
+            config.record = record.value_or(fc::RecordConfig{});
           })
       .def("instance_count",
            [](const fc::NodeConfig& config) { return config.engine.instances_wanted(); })

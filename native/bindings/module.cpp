@@ -29,6 +29,7 @@ PYBIND11_MODULE(_native, module) {
   bind_client(module);
   bind_cluster(module);
   bind_node(module);
+  bind_request_log(module);
   module.def("build_info", [] {
     py::dict info;
     info["version"] = FC_VERSION;
