@@ -4,6 +4,7 @@ The only config module that needs the native extension: how much of the memory i
 domains, after index and tables, is the engine's to say.
 """
 
+import socket
 from collections import defaultdict
 
 from cache_daemon._native import (
@@ -13,6 +14,7 @@ from cache_daemon._native import (
     NodeConfig,
     NvmConfig,
     PersistConfig,
+    RecordConfig,
     RootConfig,
     RouteRule,
     StoreConfig,
@@ -27,10 +29,11 @@ from cache_daemon.config_model import (
 )
 from cache_daemon.config_nvm import NvmPlan, nvm_plan
 from cache_daemon.config_problem import ConfigError, Path, Problem
-from cache_daemon.config_sharded import LeafSettings, RootSettings
+from cache_daemon.config_sharded import LeafSettings, RootSettings, node_name
 from cache_daemon.config_units import Budget, format_size
+from cache_daemon.config_warmup import RecordSettings
 
-__all__ = ["budgets", "node_config"]
+__all__ = ["budgets", "host_name", "node_config"]
 
 _ROUNDS_MAX = 8
 _DOMAIN = "values"  # of a root's namespace that names none
@@ -194,6 +197,28 @@ def _build(config: Config, bytes_of: dict[tuple[str, str], int], nvm: NvmPlan | 
         root=_root(config.sharding.as_root) if config.is_root and config.sharding else None,
         leaf=_leaf(config.sharding.as_leaf) if config.sharding and not config.is_root else None,
         shard_count=config.sharding.shard_count if config.sharding and not config.is_root else 0,
+        record=_record(config.warmup.record, host_name(config)) if config.warmup else None,
+    )
+
+
+def host_name(config: Config) -> str:
+    """By what name the node's request log is told from that of others."""
+    return node_name(config.sharding) if config.sharding else socket.gethostname()
+
+
+def _record(settings: RecordSettings | None, host: str) -> RecordConfig | None:
+    if settings is None:
+        return None
+    key = settings.hash_key
+    return RecordConfig(
+        dir=settings.dir,
+        sample=settings.sample,
+        by=settings.by,
+        window_ms=_milliseconds(settings.window),
+        max_bytes=settings.size,
+        host=host,
+        privacy=settings.namespaces,
+        hash_key=key.get_secret_value() if key is not None else "",
     )
 
 

@@ -1,5 +1,7 @@
 """From settings to the engine's own configuration: what fits, and what the engine is told."""
 
+import socket
+
 import pytest
 
 from cache_daemon._native import Node
@@ -167,3 +169,32 @@ def test_a_hot_tier_takes_its_memory_and_keeps_values_for_its_age() -> None:
     assert {domain.ttl_ms for domain in namespace.domains} == {300}
     assert {domain.ttl_jitter for domain in namespace.domains} == {0}
     Node(native).stop()
+
+
+def test_what_is_recorded_reaches_the_engine() -> None:
+    assert node_config(parse_config(_config())).record is None
+    warmup = """\
+warmup:
+  record:
+    {dir: /log, sample: 5%, by: keys, window: 90s, size: 3MiB, namespaces: {a: hash},
+     hash_key: sixteen letters!}
+"""
+    record = node_config(parse_config(_config() + warmup)).record
+    assert record is not None
+    assert (record.dir, record.sample, record.by) == ("/log", 0.05, "keys")
+    assert (record.window_ms, record.max_bytes) == (90_000, 3 << 20)
+    assert record.privacy == {"a": "hash"}
+    assert record.host == socket.gethostname()
+
+
+def test_a_leafs_log_has_the_name_that_it_has_in_the_cluster() -> None:
+    sharding = """\
+topology: sharded
+sharding:
+  {role: leaf, cluster: test, zookeeper: {hosts: 'a:2181/cache'}, leaf: {name: leaf-7}}
+warmup: {record: {dir: /log}}
+"""
+    text = _config().replace("127.0.0.1:0", "127.0.0.1:7070")
+    record = node_config(parse_config(text + sharding)).record
+    assert record is not None
+    assert (record.host, record.by, record.sample) == ("leaf-7", "requests", 0.1)
