@@ -1,4 +1,4 @@
-"""The HTTP endpoint for people and machines that watch: /metrics, /healthz, /readyz.
+"""The HTTP endpoint for people and machines that watch: /metrics and the probes.
 
 It answers GET and HEAD, one request a connection. Everything is bounded, since a monitoring port
 must not become the way to bring a node down: connections served at once, seconds a connection may
@@ -70,7 +70,8 @@ class HttpServer:
         Renders /metrics.
     state
         The daemon's state. /healthz answers 200 unless it is STOPPED: the process need not be
-        restarted. /readyz answers 200 only for SERVING: it may be given traffic.
+        restarted. /startupz answers 200 from SERVING on: the start, warm-up included, is over.
+        /readyz answers 200 only for SERVING: it may be given traffic.
     out_of_service
         Paths of NVM devices that are out of service. /healthz names them and stays 200, and /readyz
         does not care: the daemon serves without them.
@@ -98,6 +99,7 @@ class HttpServer:
         routes: dict[str, _Route] = {
             "/metrics": self._serve_metrics,
             "/healthz": self._serve_health,
+            "/startupz": self._serve_startup,
             "/readyz": self._serve_readiness,
         }
         try:
@@ -136,6 +138,9 @@ class HttpServer:
         out = list(self._out_of_service())
         details = {"nvm_out_of_service": out} if out else {}
         return self._state_response(lambda state: state != "STOPPED", details)
+
+    def _serve_startup(self, _accept: str) -> _Response:
+        return self._state_response(lambda state: state in ("SERVING", "DRAINING"), {})
 
     def _serve_readiness(self, _accept: str) -> _Response:
         return self._state_response(lambda state: state == "SERVING", {})

@@ -216,21 +216,21 @@ def test_metrics_over_http(endpoint: Endpoint) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "healthy", "ready"),
+    ("state", "healthy", "started", "ready"),
     [
-        ("STARTING", 200, 503),
-        ("RECOVERING", 200, 503),
-        ("WARMING", 200, 503),
-        ("SERVING", 200, 200),
-        ("DRAINING", 200, 503),
-        ("STOPPED", 503, 503),
+        ("STARTING", 200, 503, 503),
+        ("RECOVERING", 200, 503, 503),
+        ("WARMING", 200, 503, 503),
+        ("SERVING", 200, 200, 200),
+        ("DRAINING", 200, 200, 503),
+        ("STOPPED", 503, 503, 503),
     ],
 )
-def test_health_and_readiness_follow_the_state(
-    endpoint: Endpoint, state: str, healthy: int, ready: int
+def test_probes_follow_the_state(
+    endpoint: Endpoint, state: str, healthy: int, started: int, ready: int
 ) -> None:
     endpoint.state = state
-    for path, expected in (("/healthz", healthy), ("/readyz", ready)):
+    for path, expected in (("/healthz", healthy), ("/startupz", started), ("/readyz", ready)):
         status, body, _ = endpoint.ask(path)
         assert (status, json.loads(body)) == (expected, {"state": state})
 
