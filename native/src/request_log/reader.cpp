@@ -154,7 +154,6 @@ LogFault Reader::open(std::span<const std::uint8_t> file) {
 LogFault Reader::next(Block& block, bool& more) {
   more = false;
   if (at_ == file_.size()) return LogFault::None;
-  if (complete_) return LogFault::BadFormat;  // something stands behind the last block
   BlockHeader header;
   if (file_.size() - at_ < sizeof(header)) return LogFault::Truncated;
   std::memcpy(&header, file_.data() + at_, sizeof(header));
@@ -170,6 +169,8 @@ LogFault Reader::next(Block& block, bool& more) {
   if (header.sequence != sequence_) return LogFault::BadFormat;
   if ((header.flags & BlockHeader::kLast) != 0) {
     if (header.keys != 0) return LogFault::BadFormat;
+    // Something behind the last block?
+    if (file_.size() - at_ - sizeof(header) != header.stored_bytes()) return LogFault::BadFormat;
     complete_ = true;
   } else {
     if (const LogFault fault = read_sections(header, stored); fault != LogFault::None) return fault;
