@@ -15,12 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from cache_daemon import _native
 from cache_daemon.catch_up import CatchUp
 from cache_daemon.cluster_settings import cluster_config, zookeeper_config
-from cache_daemon.cluster_status import ClusterStatus, Membership, cluster_samples
+from cache_daemon.cluster_status import ClusterStatus, Fill, Membership, cluster_samples
 from cache_daemon.config_sharded import (
     ShardingSettings,
     advertised,
@@ -32,7 +31,7 @@ from sharding import layout
 from sharding.connection import Connection, boot_clock
 from sharding.controller import Controller
 from sharding.errors import ClusterError, Disconnected
-from sharding.model import LiveNode, ReplicaState, ShardMap
+from sharding.model import LiveNode, ReplicaState, ShardMap, Shards
 from sharding.participant import Participant
 from sharding.spectator import Spectator
 
@@ -50,8 +49,7 @@ _RETRY_S = 1.0
 _JOIN_RETRY_S = 0.05
 _LEFT_MARGIN_S = 0.3  # for roots to take the map, and for what is on its way to arrive
 
-_Shards = npt.NDArray[np.uint32]
-_NO_SHARDS: _Shards = np.empty(0, np.uint32)
+_NO_SHARDS: Shards = np.empty(0, np.uint32)
 
 
 def make_membership(
@@ -117,6 +115,13 @@ class _Member:
     def _take_map(self, map: ShardMap) -> None:
         raise NotImplementedError
 
+    @property
+    def connection(self) -> Connection:
+        return self._connection
+
+    def owned(self) -> tuple[Shards, ShardMap | None]:
+        return _NO_SHARDS, self._spectator.map
+
     def samples(self) -> Sequence[SampleLike]:
         return cluster_samples(self.status())
 
@@ -158,13 +163,14 @@ class LeafMembership(_Member):
         self._doubt_file = doubt_file
         self._made_at = boot_clock()  # before the node is
         self._native: _native.Node | None = None
+        self._fill: Fill | None = None
         self._participant: Participant | None = None
         self._joining = threading.Thread(target=self._join, name="join", daemon=True)
         self._ended = threading.Event()
         self._refusal = ""  # why it does not take part, for people
         self._lock = threading.Lock()  # guards what follows, and the order of set_owned
         self._view = OwnedView()
-        self._owned: _Shards = _NO_SHARDS
+        self._owned: Shards = _NO_SHARDS
         self._made_up: set[int] = set()  # of those: what was missed is made up for
         self._kept: set[int] = set()  # by an earlier process, and not looked at yet
         self._kept_since = 0.0  # by the boot clock: what was written later is missing in them
@@ -175,9 +181,10 @@ class LeafMembership(_Member):
         node: _native.Node,
         addresses: Sequence[str],
         on_routed: Callable[[], None] | None = None,
+        fill: Fill | None = None,
     ) -> None:
         del on_routed  # a leaf sends nothing anywhere
-        self._native = node
+        self._native, self._fill = node, fill
         leaf = self._settings.as_leaf
         live = LiveNode(
             name=self._node,
@@ -266,7 +273,7 @@ class LeafMembership(_Member):
 
     # ---- hooks of the participant, called in its threads
 
-    def own(self, version: int, shard_count: int, shards: _Shards) -> None:
+    def own(self, version: int, shard_count: int, shards: Shards) -> None:
         del version  # the spectator's may be newer, and is the one that roots are told
         if shard_count != self._settings.shard_count:
             raise ValueError(f"shards of {shard_count}, not of {self._settings.shard_count}")
@@ -278,10 +285,11 @@ class LeafMembership(_Member):
             self._hold_locked()
             self._settle_doubts_locked()
 
-    def warm(self, shards: _Shards, view: ShardMap, away_seconds: float | None) -> None:
+    def warm(self, shards: Shards, view: ShardMap, away_seconds: float | None) -> None:
         """Makes up for what was missed; what cannot be made up for is forgotten.
 
-        A shard that is new here begins empty: its keys come from the store as they are asked for.
+        A shard that is new here begins empty. It is filled before it goes online, or its keys come
+        from the store as they are asked for.
         """
         node = self._native
         if node is None:
@@ -310,8 +318,10 @@ class LeafMembership(_Member):
             self._tell_node_locked()  # before it says that it is online
             self._hold_locked()
             self._settle_doubts_locked()
+        if lost and self._fill is not None and not self._ended.is_set():
+            self._fill(_sorted(lost), view)
 
-    def drop(self, shards: _Shards) -> None:
+    def drop(self, shards: Shards) -> None:
         with self._lock:
             self._kept -= set(shards.tolist())
             self._made_up -= set(shards.tolist())
@@ -320,7 +330,7 @@ class LeafMembership(_Member):
         if self._native is not None:
             self._native.drop_shards(self._settings.shard_count, shards)
 
-    def _forget(self, shards: _Shards) -> None:
+    def _forget(self, shards: Shards) -> None:
         """Of owned ones. For a moment they are not: what peers ask about the time before, this leaf
         does not know."""
         with self._lock:
@@ -343,6 +353,10 @@ class LeafMembership(_Member):
             self._doubtful = set(self._owned.tolist())
             if self._doubt_file is not None and self._doubtful:
                 self._doubt_file.touch(mode=0o600)
+
+    def owned(self) -> tuple[Shards, ShardMap | None]:
+        with self._lock:
+            return self._owned, self._spectator.map
 
     def _settle_doubts_locked(self) -> None:
         if self._doubt_file is not None and not self._doubtful:
@@ -386,7 +400,7 @@ class LeafMembership(_Member):
         )
 
 
-def _sorted(shards: set[int]) -> _Shards:
+def _sorted(shards: set[int]) -> Shards:
     return np.array(sorted(shards), np.uint32)
 
 
@@ -408,8 +422,9 @@ class RootMembership(_Member):
         node: _native.Node,
         addresses: Sequence[str],
         on_routed: Callable[[], None] | None = None,
+        fill: Fill | None = None,
     ) -> None:
-        del addresses  # nobody of the cluster calls a root
+        del addresses, fill  # nobody of the cluster calls a root, and it keeps nothing
         self._native, self._on_routed = node, on_routed
         self._start()
         self._asking.start()

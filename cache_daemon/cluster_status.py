@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cache_daemon._native import Node
 from cache_daemon.metrics import SampleLike, SampleSource
+from sharding.model import ShardMap, Shards
 
-__all__ = ["ClusterSample", "ClusterStatus", "Membership", "cluster_samples"]
+if TYPE_CHECKING:  # it loads the client of ZooKeeper, which other nodes do without
+    from sharding.connection import Connection
+
+__all__ = ["ClusterSample", "ClusterStatus", "Fill", "Membership", "cluster_samples"]
 
 _PREFIX = "feature_cache_cluster_"
+
+Fill = Callable[[Shards, ShardMap], None]
+"""Fills shards from the replicas that a view names; takes its time, and does not raise."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,17 @@ class Membership(SampleSource, Protocol):
     """
 
     def start(
-        self, node: Node, addresses: Sequence[str], on_routed: Callable[[], None] | None = None
+        self,
+        node: Node,
+        addresses: Sequence[str],
+        on_routed: Callable[[], None] | None = None,
+        fill: Fill | None = None,
     ) -> None:
         """Takes part from now on; returns at once.
 
         `addresses` are the listeners, ports as bound. `on_routed` is called when the node of a root
-        has its first shard map.
+        has its first shard map. `fill` is called for shards that begin empty on a leaf, before they
+        go online.
         """
 
     def leave(self) -> None:
@@ -63,6 +75,13 @@ class Membership(SampleSource, Protocol):
         """Ends the session and all threads. Idempotent; the node may be closed afterwards."""
 
     def status(self) -> ClusterStatus: ...
+
+    def owned(self) -> tuple[Shards, ShardMap | None]:
+        """The shards that a leaf answers for, and the newest view of who has which."""
+
+    @property
+    def connection(self) -> Connection:
+        """To ZooKeeper; works once it has been started."""
 
 
 @dataclass(frozen=True)

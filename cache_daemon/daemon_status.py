@@ -7,6 +7,7 @@ from cache_daemon.cluster_status import Membership
 from cache_daemon.lifecycle import Lifecycle, State
 from cache_daemon.nvm_devices import nvm_devices
 from cache_daemon.pipeline import Pipeline
+from cache_daemon.warmup_status import Warming
 
 __all__ = ["daemon_status", "version"]
 
@@ -17,6 +18,7 @@ def daemon_status(
     membership: Membership | None,
     data_addresses: list[str],
     http_address: str,
+    warming: Warming | None = None,
 ) -> DaemonStatus:
     """At the moment of asking. `membership` is of a root or a leaf."""
     config = pipeline.config
@@ -49,6 +51,7 @@ def daemon_status(
         recovery=pipeline.started.progress if state is State.RECOVERING else None,
         start=pipeline.started.report,
         cluster=membership.status() if membership else None,
+        warmup=warming.status() if warming else None,
     )
 
 

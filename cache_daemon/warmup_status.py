@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cache_daemon.metrics import SampleLike
+from cache_daemon._native import Node
+from cache_daemon.cluster_status import Membership
+from cache_daemon.metrics import SampleLike, SampleSource
+from sharding.model import ShardMap, Shards
 
 __all__ = [
     "UploadStatus",
+    "Warming",
     "WarmupControl",
     "WarmupRefused",
     "WarmupSample",
@@ -72,6 +76,38 @@ class WarmupControl(Protocol):
 
     def stop(self) -> bool:
         """Ends the one that runs; False when none does."""
+
+
+class Warming(WarmupControl, SampleSource, Protocol):
+    """The filling of a node as the daemon's life cycle knows it; see `warming`.
+
+    Before `attach` it has a status and samples, too.
+    """
+
+    def attach(self, node: Node) -> None:
+        """From now on what `node` records is uploaded."""
+
+    def begin(
+        self, membership: Membership | None, on_end: Callable[[Exception | None], None]
+    ) -> None:
+        """Fills the node; returns at once. `membership` is a leaf's, and has been started.
+
+        `on_end` is called once: with why the daemon must not serve, if so.
+        """
+
+    def fill(self, shards: Shards, view: ShardMap) -> None:
+        """Fills shards that begin empty on a leaf, from the replicas of `view` and snapshots.
+
+        Returns when that is done or its time is over; never raises for what cannot be had.
+        """
+
+    def tell_progress(self) -> str:
+        """Says in the log how far it is; returns the line. Main thread only."""
+
+    def close(self) -> None:
+        """Ends what is under way, for bounded time. Idempotent."""
+
+    def status(self) -> WarmupStatus: ...
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pytest
 
 from cache_daemon import _native
 from cache_daemon.cluster import LeafMembership, RootMembership, make_membership
+from cache_daemon.cluster_status import Fill
 from cache_daemon.config_sharded import (
     AuthSettings,
     SecretError,
@@ -90,13 +91,18 @@ class Members:
         self._stack = stack
 
     def leaf(
-        self, name: str, node: StandIn | None = None, doubt: Path | None = None, **more: Any
+        self,
+        name: str,
+        node: StandIn | None = None,
+        doubt: Path | None = None,
+        fill: Fill | None = None,
+        **more: Any,
     ) -> tuple[LeafMembership, StandIn]:
         node = node or StandIn()
         settings = _settings(self.hosts, "leaf", name, **more)
         member = LeafMembership(settings, ["pin"], "1.0", doubt)
         self._stack.callback(member.stop)
-        member.start(self._as_node(node), [f"127.0.0.1:{1000 + len(name)}"])
+        member.start(self._as_node(node), [f"127.0.0.1:{1000 + len(name)}"], fill=fill)
         return member, node
 
     def root(
@@ -116,6 +122,19 @@ class Members:
 def members(zookeeper_hosts: str) -> Iterator[Members]:
     with ExitStack() as stack:
         yield Members(zookeeper_hosts, stack)
+
+
+class Filler:
+    """Notes what is to be filled, and takes its time."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+        self.goes_on = threading.Event()
+
+    def __call__(self, shards: Any, view: Any) -> None:
+        assert view.shard_count == _SHARDS
+        self.asked.append(shards.tolist())
+        assert self.goes_on.wait(20)
 
 
 def _online(member: LeafMembership) -> int:
@@ -306,3 +325,40 @@ def test_roles_are_made_by_the_config(zookeeper_hosts: str) -> None:
     assert leaf.status().registration == "the daemon does not serve yet"
     leaf.stop()  # it was not started
     assert np.isfinite([sample.value for sample in leaf.samples()]).all()
+
+
+def test_shards_that_begin_empty_are_filled_before_they_go_online(members: Members) -> None:
+    filler = Filler()
+    member, node = members.leaf("leaf-1", fill=filler)
+    wait_until(lambda: bool(filler.asked), 20, "it is asked to fill")
+    assert filler.asked == [list(range(_SHARDS))]
+    # Whatever the node held of them is gone, and it answers for them: as it fetches, it fills.
+    assert sorted(node.dropped) == list(range(_SHARDS))
+    assert node.owned[-1][2] == list(range(_SHARDS))
+    assert node.unread[-1] == []
+    assert member.owned()[0].tolist() == list(range(_SHARDS))
+    time.sleep(0.3)
+    assert _online(member) == 0
+    filler.goes_on.set()
+    wait_until(lambda: _online(member) == _SHARDS, 20, "all shards online")
+
+
+def test_what_a_leaf_kept_is_filled_where_it_cannot_be_made_up_for(members: Members) -> None:
+    filler = Filler()
+    filler.goes_on.set()
+    kept = StandIn()
+    kept.kept = list(range(_SHARDS))
+    member, _ = members.leaf("leaf-1", kept, fill=filler)
+    wait_until(lambda: _online(member) == _SHARDS, 20, "all shards online")
+    # Nobody knows what was written meanwhile: so nothing could be made up for, and it begins empty.
+    assert filler.asked == [list(range(_SHARDS))]
+
+
+def test_a_leaf_that_leaves_fills_nothing(members: Members) -> None:
+    filler = Filler()
+    member, _ = members.leaf("leaf-1", fill=filler)
+    wait_until(lambda: bool(filler.asked), 20, "it is asked to fill")
+    member.leave()  # while it fills
+    filler.goes_on.set()
+    member.stop()
+    assert len(filler.asked) == 1
