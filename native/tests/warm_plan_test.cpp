@@ -124,8 +124,12 @@ TEST_F(Plan, SaysWhereAKeyGoesAndHowOftenItWasAsked) {
   EXPECT_EQ(keys[0].domain, kNoDomain);
   EXPECT_EQ(keys[0].asked, 15);
   for (const WarmKey& key : keys) {
-    if (key.key == "hinted") EXPECT_EQ(key.domain, 11);
-    if (key.key == "unknown hint") EXPECT_EQ(key.domain, kNoDomain);
+    if (key.key == "hinted") {
+      EXPECT_EQ(key.domain, 11);
+    }
+    if (key.key == "unknown hint") {
+      EXPECT_EQ(key.domain, kNoDomain);
+    }
   }
 }
 

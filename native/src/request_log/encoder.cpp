@@ -90,7 +90,7 @@ std::span<const std::uint8_t> Encoder::take(std::uint64_t dropped) {
   distinct_keys_ += new_keys_;
   last_ = {keys_, requests_, new_keys_};
   const std::span<const std::uint8_t> block =
-      encode(fresh_dictionary_ ? BlockHeader::kNewDictionary : 0, dropped);
+      encode(fresh_dictionary_ ? std::uint32_t{BlockHeader::kNewDictionary} : 0, dropped);
   fresh_dictionary_ = false;
   if (places_ >= dictionary_keys_) begin_dictionary();
   keys_ = requests_ = new_keys_ = 0;
