@@ -10,7 +10,7 @@ import grpc
 
 from cache_daemon._proto.feature_cache.v1 import admin_pb2, admin_pb2_grpc
 
-__all__ = ["AdminClient", "DaemonUnreachable", "RequestRefused"]
+__all__ = ["AdminClient", "DaemonSilent", "DaemonUnreachable", "RequestRefused"]
 
 _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")
@@ -18,6 +18,10 @@ _Reply = TypeVar("_Reply")
 
 class DaemonUnreachable(ConnectionError):
     """Nobody answers at the address; says what to check."""
+
+
+class DaemonSilent(DaemonUnreachable):
+    """It did not answer in time, and may well be there."""
 
 
 class RequestRefused(Exception):
@@ -101,7 +105,7 @@ class AdminClient:
                 why = "permission denied; run this as the daemon's user"
             return DaemonUnreachable(f"cannot reach the daemon at {self.address}: {why}")
         if code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DaemonUnreachable(
+            return DaemonSilent(
                 f"the daemon at {self.address} did not answer within {self._timeout_s:g} s"
             )
         if code() == grpc.StatusCode.UNIMPLEMENTED:
