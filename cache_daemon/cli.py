@@ -1,7 +1,7 @@
-"""`cache-daemon`: runs the daemon, checks a config, prints its schema.
+"""`cache-daemon`: runs the daemon, checks a config, prints its schema; hooks for autoscalers.
 
 Exit codes: 0 stopped after every accepted request was answered; 1 could not start; 2 bad config or
-command line; 3 stopped before every accepted request was answered.
+command line; 3 stopped before every accepted request was answered. The hooks' own: `cli_warmup`.
 """
 
 import json
@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cache_daemon import cli_warmup
 from cache_daemon.config import (
     Config,
     ConfigError,
@@ -43,6 +44,7 @@ _app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_app.add_typer(cli_warmup.app)
 
 _ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="The YAML config file.", show_default=False)
