@@ -202,3 +202,15 @@ def test_what_the_machine_lacks_is_told_before_the_start(tmp_path: Path) -> None
     nowhere = there.model_copy(update={"dir": "/proc/feature-cache/log"})
     (warning,) = warmup_warnings(WarmupSettings(record=nowhere))
     assert "/proc" in warning
+
+
+@pytest.mark.parametrize("name", ["colocated", "separate", "sharded-leaf", "sharded-root"])
+def test_the_example_in_each_shipped_config_works(name: str) -> None:
+    text = (Path(__file__).resolve().parents[2] / "configs" / f"{name}.yaml").read_text()
+    before, _, rest = text.partition("# warmup:\n")
+    example, _, after = rest.partition("\n\n")
+    lines = [line.removeprefix("# ") for line in example.splitlines()]
+    config = parse_config(before + "warmup:\n" + "\n".join(lines) + "\n\n" + after)
+    assert config.warmup is not None
+    assert config.warmup.record is not None
+    assert config.warms is (name != "sharded-root")
