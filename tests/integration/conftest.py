@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.proxy import TcpProxy
+from tests.s3_server import S3Server, credentials
 from tests.servers import RedisServer
 from tests.zookeeper import ZooKeeperEnsemble, ZooKeeperServer, new_chroot
 
@@ -41,6 +42,20 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
             return server
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def _s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def s3_server(_s3: S3Server) -> Iterator[S3Server]:
+    """A running S3, shared; take a prefix of your own. Its credentials are this process's."""
+    with credentials():
+        yield _s3
 
 
 @pytest.fixture(scope="session")
