@@ -4,7 +4,6 @@ own restrictions."""
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,36 +15,15 @@ import pytest
 
 from cache_daemon.config import load_config
 from cache_daemon.config_persist import STOP_GRACE_S, persist_warnings
+from tests.deploy_checks import DEPLOY, ROOT, confined, run, scripts, settings_of, unit_here
 from tests.servers import wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
-DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "systemd" / "feature-cache.service"
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
-INSTALLED = "/opt/feature-cache/bin/"
-
-PR_SET_NO_NEW_PRIVS = 38
-PR_SET_MDWE = 65  # Linux 6.3: memory is writable or executable, never made both
-PR_MDWE_REFUSE_EXEC_GAIN = 1
-
-
-def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    assert shutil.which(command[0]), f"{command[0]} is not installed (make setup does it)"
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
 
 
 def unit_settings() -> dict[str, list[str]]:
-    settings: dict[str, list[str]] = {}
-    for line in UNIT.read_text().splitlines():
-        name, equals, value = line.partition("=")
-        if equals and not line.startswith("#"):
-            settings.setdefault(name, []).append(value)
-    return settings
-
-
-def scripts() -> Path:
-    """Where this environment has its console scripts."""
-    return Path(sys.executable).parent
+    return settings_of(UNIT)
 
 
 # ---- systemd -------------------------------------------------------------------------------------
@@ -53,11 +31,7 @@ def scripts() -> Path:
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit with the paths of this environment: systemd checks that they are executable."""
-    copy = tmp_path / UNIT.name
-    copy.write_text(UNIT.read_text().replace(INSTALLED, f"{scripts()}/"))
-    assert INSTALLED not in copy.read_text()
-    return copy
+    return unit_here(UNIT, tmp_path)
 
 
 def test_the_unit_verifies_without_a_word(unit: Path) -> None:
@@ -166,24 +140,11 @@ def test_the_daemon_runs_under_the_units_restrictions(tmp_path: Path) -> None:
         "namespaces: {pin_text: {nvm: {budget: 100%}, domains: {long_lasting: {budget: 50%}}}}\n"
         f"listen: {{grpc: ['unix:{tmp_path}/data.sock'], admin: 'unix:{tmp_path}/admin.sock'}}\n"
     )
-    # A program of its own confines itself and becomes the daemon: a hook between fork and exec
-    # would run in a copy of this process, whose gRPC threads are gone but not their locks.
-    confine = (
-        "import ctypes, os, sys\n"
-        f"os.umask({umask})\n"
-        "libc = ctypes.CDLL(None, use_errno=True)\n"
-        f"for option, value in (({PR_SET_NO_NEW_PRIVS}, 1), "
-        f"({PR_SET_MDWE}, {PR_MDWE_REFUSE_EXEC_GAIN})):\n"
-        "    if libc.prctl(option, value, 0, 0, 0) != 0:\n"
-        "        raise OSError(ctypes.get_errno(), f'prctl {option}')\n"
-        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
-    )
-
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(tmp_path / "notify.sock"))
         notify.settimeout(20)
         environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify.sock")}
-        command = [sys.executable, "-c", confine, "-m", "cache_daemon.cli", "run", "--config"]
+        command = [*confined(umask), "-m", "cache_daemon.cli", "run", "--config"]
         with (
             (tmp_path / "log").open("wb") as log,
             subprocess.Popen(
