@@ -27,7 +27,6 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     NoCredentialsError,
-    NoRegionError,
     PartialCredentialsError,
 )
 from botocore.session import Session
@@ -341,11 +340,10 @@ def make_action(
 
     Where boto3 knows no region it is the instance's own. Raises LifecycleError.
     """
-    session = boto3.Session()
-    # boto3 has no public way to it, and the metadata service is configured there.
-    core = session._session
     try:
-        metadata = InstanceMetadata(core)
+        session = boto3.Session()
+        # boto3 has no public way to it, and the metadata service is configured there.
+        metadata = InstanceMetadata(session._session)
         region = region or session.region_name or metadata.region()
         client = session.client(
             "autoscaling",
@@ -357,5 +355,5 @@ def make_action(
             ),
         )
         return LifecycleAction(client, group, hook, instance or metadata.instance_id()), metadata
-    except (NoRegionError, BotoCoreError, ValueError) as error:
+    except (BotoCoreError, ValueError) as error:
         raise Refused(f"the AWS settings are wrong: {error}") from error

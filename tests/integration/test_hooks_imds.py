@@ -72,11 +72,20 @@ def test_nobody_there_is_told_with_the_way_out(
         make_action(group="fleet", hook="warm", instance=None, region=None)
 
 
-def test_a_wrong_endpoint_is_an_error_of_the_settings(
-    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "not an address"),
+        ("AWS_METADATA_SERVICE_TIMEOUT", "long"),
+        ("AWS_PROFILE", "nobody"),
+        ("AWS_ENDPOINT_URL_AUTO_SCALING", "not an address"),
+    ],
+)
+def test_wrong_settings_of_aws_are_told_as_such(
+    aws: AwsServer, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     assert aws
-    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "not an address")
+    monkeypatch.setenv(name, value)
     with pytest.raises(Refused, match="the AWS settings are wrong"):
         make_action(group="fleet", hook="warm", instance="i-1", region="eu-north-1")
 

@@ -1,10 +1,14 @@
 """`cache-daemon warmup wait` over the real admin service: what it waits for, and how it exits."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,6 +209,36 @@ def test_a_daemon_that_is_about_to_end_is_not_waited_for(there: Daemon, state: s
     done = there.hook("wait")
     assert done.exit_code == 5
     assert f"the daemon is {state}: somebody stops it" in done.stderr
+
+
+# ---- for people ----------------------------------------------------------------------------------
+
+
+def test_on_a_terminal_there_is_a_bar(there: Daemon) -> None:
+    there.steps = [*[("WARMING", _RUNNING)] * 3, ("SERVING", _WARMED)]
+    leader, follower = os.openpty()
+    command = [str(Path(sys.executable).with_name("cache-daemon")), "warmup", "wait"]
+    with subprocess.Popen(
+        [*command, "--admin", there.address],
+        env=os.environ | {"COLUMNS": "200", "TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=follower,
+    ) as process:
+        try:
+            os.close(follower)
+            shown = b""
+            with suppress(OSError):  # the other end is gone
+                while part := os.read(leader, 65536):
+                    shown += part
+            assert process.wait(30) == 0
+            assert process.stdout is not None
+            assert process.stdout.read().startswith(b"warm after ")
+        finally:
+            process.kill()
+            os.close(leader)
+    assert "━" in shown.decode()
+    assert "WARMING: running, replaying, 1,500 of 6,000 keys" in shown.decode()
+    assert b"\x1b[2K" in shown  # and it goes when it is over
 
 
 # ---- for scripts ---------------------------------------------------------------------------------
