@@ -208,8 +208,8 @@ class S3Backend:
             return Conflict(f"{where}: somebody else was first")
         if code in _DENIED:
             return AccessDenied(
-                f"{where}: refused ({code}): is there such a bucket, and are the credentials right, "
-                "still valid, and allowed to read and write there?"
+                f"{where}: refused ({code}): is there such a bucket, and are the credentials "
+                "right, still valid, and allowed to read and write there?"
             )
         if code in _DAMAGED:
             return Damaged(f"{where}: it did not arrive as it was sent ({code})")
