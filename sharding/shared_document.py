@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sharding.connection import Connection, Create, Set
+from sharding.connection import Connection
 from sharding.errors import Conflict
 
 __all__ = ["ZnodeDocument"]

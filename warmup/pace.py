@@ -122,9 +122,9 @@ class Pace:
 
     def _judge_locked(self) -> None:
         now = self._clock()
-        if self._keys < _JUDGED_KEYS_MIN and self._failed < self._keys:
+        nothing_came = 0 < self._keys == self._failed
+        if self._keys < _JUDGED_KEYS_MIN and not nothing_came:
             return
-        nothing_came = self._failed == self._keys
         if now < self._judge_at and not nothing_came:
             return
         mean_s = self._slow_s / self._batches
