@@ -1,12 +1,9 @@
 """The hooks of autoscalers as processes beside real daemons: `cache-daemon warmup ...`."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,40 +12,12 @@ import pytest
 
 from tests.aws_server import AwsServer
 from tests.daemon_process import Start, begin_reads, keys_asked, slow
+from tests.hook_process import Hook, RunHook
 from tests.servers import wait_until
-
-_COMMAND = [str(Path(sys.executable).with_name("cache-daemon")), "warmup"]
-_HOOK_S = 60.0
-
-
-class Hook:
-    """One `cache-daemon warmup ...` process."""
-
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
-        self.output = folder / f"hook {time.monotonic_ns()}"
-        names = ("AWS_", "FEATURE_CACHE_")
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(names)}
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [*_COMMAND, *arguments, "--admin", f"unix:{folder}/admin.sock"],
-                env=clean | environment,
-                stdout=output,
-                stderr=output,
-            )
-
-    @property
-    def text(self) -> str:
-        return self.output.read_text()
-
-    def wait(self) -> int:
-        return self.process.wait(_HOOK_S)
-
-
-Run = Callable[..., Hook]
 
 
 @pytest.fixture
-def hook(tmp_path: Path) -> Iterator[Run]:
+def hook(tmp_path: Path) -> Iterator[RunHook]:
     with ExitStack() as stack:
 
         def run(*arguments: str, **environment: str) -> Hook:
@@ -67,7 +36,7 @@ def aws() -> Iterator[AwsServer]:
 
 
 @pytest.fixture
-def lifecycle(hook: Run, aws: AwsServer) -> Run:
+def lifecycle(hook: RunHook, aws: AwsServer) -> RunHook:
     def run(*arguments: str, **environment: str) -> Hook:
         names = ("--group", "fleet", "--hook", "warm")
         return hook("aws-lifecycle", *names, *arguments, **(aws.environment | environment))
@@ -79,7 +48,7 @@ def lifecycle(hook: Run, aws: AwsServer) -> Run:
 
 
 def test_a_wait_that_began_before_the_daemon_ends_when_it_serves(
-    config: dict[str, Any], launch: Start, hook: Run
+    config: dict[str, Any], launch: Start, hook: RunHook
 ) -> None:
     waiting = hook("wait", "--json", "--reach", "60s")
     wait_until(lambda: "is it running?" in waiting.text, 30, "the first asking")
@@ -92,7 +61,7 @@ def test_a_wait_that_began_before_the_daemon_ends_when_it_serves(
 
 
 def test_a_drain_lets_requests_end_and_then_the_daemon(
-    config: dict[str, Any], start: Start, hook: Run, tmp_path: Path
+    config: dict[str, Any], start: Start, hook: RunHook, tmp_path: Path
 ) -> None:
     daemon = start(slow(config, tmp_path, 2.0))
     results: list[Any] = []
@@ -111,7 +80,7 @@ def test_a_drain_lets_requests_end_and_then_the_daemon(
 
 
 def test_a_drain_that_is_given_up_goes_on(
-    config: dict[str, Any], start: Start, hook: Run, tmp_path: Path
+    config: dict[str, Any], start: Start, hook: RunHook, tmp_path: Path
 ) -> None:
     daemon = start(slow(config, tmp_path, 4.0))
     results: list[Any] = []
@@ -126,7 +95,7 @@ def test_a_drain_that_is_given_up_goes_on(
 
 
 def test_a_drain_may_have_less_time_than_the_config_gives(
-    config: dict[str, Any], start: Start, hook: Run, tmp_path: Path
+    config: dict[str, Any], start: Start, hook: RunHook, tmp_path: Path
 ) -> None:
     daemon = start(slow(config, tmp_path, 20.0))
     readers = begin_reads(daemon, 1, [])
@@ -141,7 +110,7 @@ def test_a_drain_may_have_less_time_than_the_config_gives(
 
 
 def test_a_killed_daemon_ends_a_drain_and_not_a_silent_one(
-    config: dict[str, Any], start: Start, hook: Run, tmp_path: Path
+    config: dict[str, Any], start: Start, hook: RunHook, tmp_path: Path
 ) -> None:
     daemon = start(slow(config, tmp_path, 30.0))
     readers = begin_reads(daemon, 1, [])
@@ -161,7 +130,7 @@ def test_a_killed_daemon_ends_a_drain_and_not_a_silent_one(
 
 
 def test_a_launch_goes_on_when_the_daemon_serves(
-    config: dict[str, Any], launch: Start, lifecycle: Run, aws: AwsServer
+    config: dict[str, Any], launch: Start, lifecycle: RunHook, aws: AwsServer
 ) -> None:
     waiting = lifecycle("--reach", "60s", "--heartbeat", "1s", "--json")
     wait_until(lambda: len(aws.of("RecordLifecycleActionHeartbeat")) >= 3, 30, "heartbeats")
@@ -177,7 +146,7 @@ def test_a_launch_goes_on_when_the_daemon_serves(
     assert aws.calls[-1]["Action"] == "CompleteLifecycleAction"
 
 
-def test_a_launch_without_a_daemon_is_abandoned(lifecycle: Run, aws: AwsServer) -> None:
+def test_a_launch_without_a_daemon_is_abandoned(lifecycle: RunHook, aws: AwsServer) -> None:
     waiting = lifecycle("--reach", "1s")
     assert waiting.wait() == 5, waiting.text
     assert aws.results == ["ABANDON"]
@@ -185,7 +154,7 @@ def test_a_launch_without_a_daemon_is_abandoned(lifecycle: Run, aws: AwsServer) 
 
 
 def test_an_action_that_comes_late_is_completed(
-    config: dict[str, Any], start: Start, lifecycle: Run, aws: AwsServer
+    config: dict[str, Any], start: Start, lifecycle: RunHook, aws: AwsServer
 ) -> None:
     start(config)
     early = (400, "ValidationError", "No active Lifecycle Action found with instance ID i-0")
@@ -200,7 +169,7 @@ def test_an_action_that_comes_late_is_completed(
 
 
 def test_after_a_reboot_nothing_is_told(
-    config: dict[str, Any], start: Start, lifecycle: Run, aws: AwsServer
+    config: dict[str, Any], start: Start, lifecycle: RunHook, aws: AwsServer
 ) -> None:
     start(config)
     gone = (400, "ValidationError", "No active Lifecycle Action found with instance ID i-0")
@@ -212,7 +181,7 @@ def test_after_a_reboot_nothing_is_told(
 
 
 def test_a_missing_permission_has_a_code_of_its_own(
-    config: dict[str, Any], start: Start, lifecycle: Run, aws: AwsServer
+    config: dict[str, Any], start: Start, lifecycle: RunHook, aws: AwsServer
 ) -> None:
     start(config)
     aws.answers = {"CompleteLifecycleAction": [(403, "AccessDenied", "not authorized")]}
@@ -222,14 +191,14 @@ def test_a_missing_permission_has_a_code_of_its_own(
     assert "Traceback" not in waiting.text
 
 
-def test_outside_of_aws_it_says_what_to_give(lifecycle: Run) -> None:
+def test_outside_of_aws_it_says_what_to_give(lifecycle: RunHook) -> None:
     waiting = lifecycle(AWS_EC2_METADATA_SERVICE_ENDPOINT="http://127.0.0.1:1")
     assert waiting.wait() == 6
     assert "give --instance-id and --region" in waiting.text
     assert "Traceback" not in waiting.text
 
 
-def test_a_signal_leaves_the_decision_to_the_group(lifecycle: Run, aws: AwsServer) -> None:
+def test_a_signal_leaves_the_decision_to_the_group(lifecycle: RunHook, aws: AwsServer) -> None:
     waiting = lifecycle("--reach", "60s")
     wait_until(lambda: bool(aws.of("RecordLifecycleActionHeartbeat")), 30, "a heartbeat")
     began = time.monotonic()
@@ -240,7 +209,7 @@ def test_a_signal_leaves_the_decision_to_the_group(lifecycle: Run, aws: AwsServe
 
 
 def test_an_end_is_watched_for_drained_and_told(
-    config: dict[str, Any], start: Start, lifecycle: Run, aws: AwsServer
+    config: dict[str, Any], start: Start, lifecycle: RunHook, aws: AwsServer
 ) -> None:
     daemon = start(config)
     aws.hook["LifecycleTransition"] = "autoscaling:EC2_INSTANCE_TERMINATING"
@@ -258,7 +227,7 @@ def test_an_end_is_watched_for_drained_and_told(
 
 
 def test_a_watch_ends_by_a_signal_and_finds_a_wrong_hook_at_once(
-    config: dict[str, Any], start: Start, lifecycle: Run, aws: AwsServer
+    config: dict[str, Any], start: Start, lifecycle: RunHook, aws: AwsServer
 ) -> None:
     daemon = start(config)
     wrong = lifecycle("--terminating", "--watch")  # the hook is for launching instances
