@@ -34,10 +34,12 @@ from cache_daemon.lifecycle import (
     Routed,
     State,
     StopSignal,
+    Warmed,
 )
 from cache_daemon.metrics import Metrics, SampleSource
 from cache_daemon.pipeline import Pipeline, StartError
 from cache_daemon.sdnotify import Notifier
+from cache_daemon.warmup_status import Warming
 
 __all__ = ["Addresses", "Daemon", "Outcome", "Pipeline", "StartError", "version"]
 
@@ -87,6 +89,7 @@ class Daemon:
         self._drained = False  # the drain has answered every accepted request
         self._closed: bool | None = None  # what the pipeline's close said, once it was called
         self._membership: Membership | None = None  # of a root or a leaf
+        self._warming: Warming | None = None  # with a warmup section
         self.lifecycle = Lifecycle()
 
     def run(self) -> Outcome:
@@ -98,6 +101,7 @@ class Daemon:
             notifier = stack.enter_context(Notifier(self._manager.notify_socket))
             pipeline = Pipeline(self._config)
             self._membership = self._make_membership()
+            self._warming = self._make_warming()
 
             def close_pipeline() -> None:
                 # A node that is being made, or is being shut down, cannot be interrupted: the
@@ -119,10 +123,14 @@ class Daemon:
                 outcome.drained = server.drain(_DRAIN_GRACE_S)
                 return outcome
             server.attach(pipeline.node)
-            self._announce(stack, notifier)
-            if self._membership is not None and not self._config.is_root:
-                # From now on others send requests here, so it comes last.
-                self._membership.start(pipeline.node, self._addresses.grpc)
+            end = self._warm(stack, notifier, pipeline)
+            if end is not None:
+                self._drain(notifier, server, pipeline, 0.0, f"{end}, before it served")
+            else:
+                self._announce(stack, notifier)
+                if not (self._membership is None or self._config.is_root or self._config.warms):
+                    # From now on others send requests here, so it comes last.
+                    self._membership.start(pipeline.node, self._addresses.grpc)
             outcome.drained = self._serve(notifier, server, pipeline)
             if not outcome.drained and self._finish_thread is None:
                 # What waits for a store is answered now, so that no listener waits for it to end.
@@ -176,9 +184,11 @@ class Daemon:
                     self._membership,
                     self._addresses.grpc,
                     self._addresses.http,
+                    self._warming,
                 ),
                 lambda timeout_s: self._inbox.put(DrainRequest(timeout_s)),
                 sources=self._sources(pipeline),
+                warmup=self._warming,
                 allow_remote=self._config.insecure,
             )
             stack.callback(admin.stop)
@@ -229,6 +239,38 @@ class Daemon:
             notifier.recovering(line, _EXTEND_S)
 
         return self._wait_before_serving(tell) is not None
+
+    def _warm(self, stack: ExitStack, notifier: Notifier, pipeline: Pipeline) -> str | None:
+        """Fills the cache before anybody is told to send requests; why it ends here, if so.
+
+        Raises StartError where a warm-up failed and the config says that the node then must not
+        serve.
+        """
+        warming = self._warming
+        if warming is None:
+            return None
+        stack.callback(warming.close)
+        warming.attach(pipeline.node)
+        if not self._config.warms:
+            return None
+        self.lifecycle.advance(State.WARMING)
+        if self._membership is not None:
+            # Shards are what a leaf is filled with, so it needs them first.
+            self._membership.start(pipeline.node, self._addresses.grpc, fill=warming.fill)
+        warming.begin(self._membership, lambda error: self._inbox.put(Warmed(error)))
+        while True:
+            match self._inbox.get(_TELL_PROGRESS_S):
+                case StopSignal(name):
+                    self._signals = 1
+                    return f"{name} received"
+                case DrainRequest():
+                    return "an operator asks for it"
+                case Warmed(error):
+                    if error is not None:
+                        raise error
+                    return None
+                case None:
+                    notifier.recovering(warming.tell_progress(), _EXTEND_S)
 
     def _wait_before_serving(self, tell: Callable[[], None]) -> Event | None:
         """The next event that is no stop; None when a stop came. Calls `tell` meanwhile."""
@@ -336,6 +378,8 @@ class Daemon:
         def drain() -> None:
             complete = False
             try:
+                if self._warming is not None:
+                    self._warming.close()
                 if self._membership is not None:  # nobody shall send requests here any more
                     self._membership.leave()
                 time_over.start()
@@ -373,8 +417,20 @@ class Daemon:
         except (SecretError, ValueError) as error:
             raise StartError(str(error)) from error
 
+    def _make_warming(self) -> Warming | None:
+        if self._config.warmup is None:
+            return None
+        # Loads the clients of S3, which other nodes do without.
+        from cache_daemon.warming import make_warming
+
+        return make_warming(self._config, self.lifecycle)
+
     def _sources(self, pipeline: Pipeline) -> list[SampleSource]:
-        return [*pipeline.sources, *([self._membership] if self._membership else [])]
+        return [
+            *pipeline.sources,
+            *([self._membership] if self._membership else []),
+            *([self._warming] if self._warming else []),
+        ]
 
     def _recovers(self) -> bool:
         return self.lifecycle.state is State.RECOVERING

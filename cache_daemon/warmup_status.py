@@ -18,6 +18,7 @@ __all__ = [
     "WarmupRefused",
     "WarmupSample",
     "WarmupStatus",
+    "status_line",
     "warmup_samples",
 ]
 
@@ -119,6 +120,24 @@ class WarmupSample:
     value: float
     labels: dict[str, str] = field(default_factory=dict)
     kind: str = "gauge"
+
+
+def status_line(status: WarmupStatus) -> str:
+    """How it goes, in a line for the log."""
+    parts = [f"{status.state}{f', {status.phase}' if status.phase else ''}"]
+    if status.keys_done or status.keys_total:
+        of = f" of {status.keys_total:,}" if status.keys_total else ""
+        parts.append(f"{status.keys_done:,}{of} keys")
+    if status.keys_per_second:
+        parts.append(f"{status.keys_per_second:,.0f}/s")
+    if status.items_copied:
+        parts.append(f"{status.items_copied:,} items copied ({status.bytes_copied / 1e6:,.0f} MB)")
+    if status.predicted_hit_ratio is not None:
+        parts.append(f"{status.predicted_hit_ratio:.1%} of the recorded traffic would hit")
+    parts.append(f"{status.seconds:.1f} s")
+    if status.reason:
+        parts.append(status.reason)
+    return ", ".join(parts)
 
 
 def warmup_samples(status: WarmupStatus) -> Sequence[SampleLike]:

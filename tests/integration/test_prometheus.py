@@ -28,7 +28,10 @@ from tests.servers import wait_until
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "feature-cache.json"
-RULES = DEPLOY / "prometheus" / "feature-cache.rules.yml"
+RULES = [
+    DEPLOY / "prometheus" / name
+    for name in ("feature-cache.rules.yml", "feature-cache-warmup.rules.yml")
+]
 
 STORED_ITEMS = 20_000
 VALUE_BYTES = 400
@@ -49,7 +52,7 @@ def panel_queries() -> list[tuple[str, str]]:
 
 
 def rules() -> list[dict[str, Any]]:
-    groups = yaml.safe_load(RULES.read_text())["groups"]
+    groups = [group for path in RULES for group in yaml.safe_load(path.read_text())["groups"]]
     return [rule for group in groups for rule in group["rules"]]
 
 
@@ -80,6 +83,11 @@ def daemon_config(store: Path) -> dict[str, Any]:
             },
         },
         "stores": {"features": {"type": "lmdb", "options": {"path": str(store)}}},
+        "warmup": {
+            "record": {"dir": str(store.with_name("request-log")), "window": "5s"},
+            "snapshots": {"url": f"file://{store.with_name('snapshots')}"},
+            "plan": "none",  # there is nothing to warm up from
+        },
         "drain_timeout": "2s",
     }
 
