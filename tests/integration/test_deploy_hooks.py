@@ -13,6 +13,7 @@ from cache_daemon.config import load_config
 from cache_daemon.config_persist import STOP_GRACE_S
 from cache_daemon.config_units import parse_duration
 from cache_daemon.config_warmup import WarmupSettings
+from cache_daemon.hooks import HookExit
 from tests.aws_server import AwsServer
 from tests.deploy_checks import DEPLOY, ROOT, confined, run, scripts, settings_of, unit_here
 
@@ -122,6 +123,14 @@ def test_what_was_told_is_not_told_again() -> None:
         assert settings["Restart"] == ["on-failure"]
         assert set(settings["RestartPreventExitStatus"][0].split()) == codes
         assert settings["SuccessExitStatus"] == ["143"]
+
+
+def test_every_exit_code_is_described() -> None:
+    guide = (ROOT / "docs" / "hooks.md").read_text()
+    described = {int(code) for code in re.findall(r"^\| (\d+) \|", guide, re.M)}
+    assert described == set(HookExit)
+    for code in set(HookExit) - {HookExit.USAGE}:
+        assert re.search(rf"^\| {int(code)} \| `{code.name.lower()}` \|", guide, re.M)
 
 
 @_UNITS

@@ -1,6 +1,10 @@
 """The manifests of deploy/kubernetes: valid, and in step with the config that they carry."""
 
 import re
+import shutil
+import subprocess
+import tempfile
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from cache_daemon.config_node import budgets
 from cache_daemon.config_persist import STOP_GRACE_S
 from cache_daemon.config_units import parse_duration
 from tests.deploy_checks import DEPLOY, run, scripts
+from tests.servers import free_port, wait_until
 
 _FOLDER = DEPLOY / "kubernetes"
 _FILES = sorted(_FOLDER.glob("*.yaml"))
@@ -210,3 +215,55 @@ def test_the_pod_may_do_little(pod: dict[str, Any], container: dict[str, Any]) -
     for name in ("hostNetwork", "hostPID", "hostIPC"):
         assert name not in pod
     assert not [each for each in pod["volumes"] if "hostPath" in each]
+
+
+# ---- at work -------------------------------------------------------------------------------------
+
+
+def test_a_pod_begins_is_probed_and_ends(container: dict[str, Any], tmp_path: Path) -> None:
+    """What a kubelet does, with the manifests' config, probes and preStop, on smaller memory."""
+    shared = Path(tempfile.mkdtemp(prefix="fc-pod-", dir="/dev/shm"))
+    text = manifest("ConfigMap")["data"]["config.yaml"]
+    for old, new in {
+        "/srv/feature-cache": str(shared),
+        "/run/feature-cache": str(tmp_path),
+        "/var/lib/feature-cache": str(tmp_path),
+        "s3://example-bucket": f"file://{tmp_path}/bucket",
+        ", region: eu-north-1": "",
+        "size: 4GiB": "size: 64MiB",
+        "0.0.0.0:7070": f"127.0.0.1:{free_port()}",
+        "0.0.0.0:7072": f"127.0.0.1:{(http := free_port())}",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+
+    def here(words: list[str]) -> list[str]:
+        return [word.replace(container["args"][-1], str(config)) for word in words]
+
+    def passes(probe: str) -> bool:
+        path = container[f"{probe}Probe"]["httpGet"]["path"]
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{http}{path}", timeout=5) as reply:
+                return bool(reply.status == 200)
+        except OSError:
+            return False
+
+    daemon = str(scripts() / "cache-daemon")
+    _, *hook = container["lifecycle"]["preStop"]["exec"]["command"]
+    with (
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen([daemon, *here(container["args"])], stderr=log) as process,
+    ):
+        try:
+            wait_until(lambda: passes("startup"), 60, "the startup probe")
+            assert passes("readiness")
+            assert passes("liveness")
+            done = run(daemon, *here(hook))
+            assert done.returncode == 0, done.stderr
+            assert "drained after" in done.stdout
+            assert process.wait(10) == 0, (tmp_path / "log").read_text()
+        finally:
+            process.kill()
+            shutil.rmtree(shared)
