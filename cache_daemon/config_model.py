@@ -83,7 +83,7 @@ class ListenSettings(StrictModel):
         description="Address of the admin service for cachectl; a Unix socket is best.",
     )
     http: TcpAddress | None = Field(
-        default=None, description="Address of /metrics, /healthz and /readyz, as host:port."
+        default=None, description="Address of /metrics and the probes (/healthz, /startupz, /readyz)."
     )
 
 
