@@ -30,7 +30,7 @@ _RATE_OVER_S = 2.0  # that is shown
 # A window that is older by one counts so much less: what is asked changes.
 _OLDER_WINDOW = 0.8
 _PREDICT_SHARE = 20.0  # nor more often than so many times as long as it takes
-_FULL_EVICTED_MIN = 1000  # items that went while others came, and
+_FULL_EVICTED_MIN = 100  # items that went while others came, and
 _FULL_SHARE = 0.1  # of those that are there
 _ROUNDS_MAX = 3  # through the plan: the first, and those of what failed
 
