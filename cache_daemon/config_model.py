@@ -83,7 +83,8 @@ class ListenSettings(StrictModel):
         description="Address of the admin service for cachectl; a Unix socket is best.",
     )
     http: TcpAddress | None = Field(
-        default=None, description="Address of /metrics and the probes (/healthz, /startupz, /readyz)."
+        default=None,
+        description="Address of /metrics and the probes (/healthz, /startupz, /readyz).",
     )
 
 
