@@ -63,7 +63,7 @@ def test_a_wait_that_began_before_the_daemon_ends_when_it_serves(
 def test_a_drain_lets_requests_end_and_then_the_daemon(
     config: dict[str, Any], start: Start, hook: RunHook, tmp_path: Path
 ) -> None:
-    daemon = start(slow(config, tmp_path, 2.0))
+    daemon = start(slow(config, tmp_path, 5.0))
     results: list[Any] = []
     readers = begin_reads(daemon, 2, results)
     draining = hook("drain")
@@ -82,7 +82,7 @@ def test_a_drain_lets_requests_end_and_then_the_daemon(
 def test_a_drain_that_is_given_up_goes_on(
     config: dict[str, Any], start: Start, hook: RunHook, tmp_path: Path
 ) -> None:
-    daemon = start(slow(config, tmp_path, 4.0))
+    daemon = start(slow(config, tmp_path, 7.0))
     results: list[Any] = []
     readers = begin_reads(daemon, 1, results)
     draining = hook("drain", "--timeout", "1s")
@@ -117,9 +117,8 @@ def test_a_killed_daemon_ends_a_drain_and_not_a_silent_one(
     draining = hook("drain")
     wait_until(lambda: "DRAINING" in draining.text, what="the drain")
     daemon.signal(signal.SIGSTOP)
-    time.sleep(6.5)  # longer than one call may take
+    wait_until(lambda: "did not answer within" in draining.text, 30, "a call without an answer")
     assert draining.process.poll() is None, draining.text
-    assert "did not answer within" in draining.text
     daemon.process.kill()
     assert draining.wait() == 0, draining.text
     for reader in readers:

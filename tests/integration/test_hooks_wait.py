@@ -153,7 +153,7 @@ def test_a_wait_has_its_time(there: Daemon) -> None:
     began = time.monotonic()
     done = there.hook("wait", "--timeout", "1s")
     assert done.exit_code == 3
-    assert 1.0 <= time.monotonic() - began < 4.0
+    assert 1.0 <= time.monotonic() - began < 10.0
     assert "not warm within 1 s: WARMING: running, replaying" in done.stderr
 
 
@@ -335,7 +335,7 @@ def test_a_drain_may_be_put_off(there: Daemon) -> None:
     seen: list[int] = []
     look = threading.Timer(0.5, lambda: seen.append(len(there.drains)))
     look.start()
-    there.hook("drain", "--delay", "1s", "--timeout", "100ms")
+    there.hook("drain", "--delay", "2s", "--timeout", "100ms")
     look.join()
     assert (seen, len(there.drains)) == ([0], 1)
 
