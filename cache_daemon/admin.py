@@ -451,6 +451,7 @@ def _warmup_status(warmup: WarmupStatus | None) -> admin_pb2.WarmupStatus | None
         seconds_left=_or_negative(warmup.seconds_left),
         max_seconds=warmup.max_seconds,
         snapshots=warmup.snapshots,
+        fleet_members=warmup.fleet_members,
         uploads=None
         if uploads is None
         else admin_pb2.UploadStatus(

@@ -178,6 +178,8 @@ def _rows(warmup: _Warmup) -> Iterator[tuple[str, Text]]:
         yield "time", Text(f"{took} of {format_duration(float(round(warmup.max_seconds)))}")
     if warmup.state == "running":
         limit = f", at most {human_count(round(warmup.rate_limit))}/s" if warmup.rate_limit else ""
+        if warmup.fleet_members:
+            limit += f", shared by {warmup.fleet_members} nodes"
         yield "rate", Text(f"{human_count(round(warmup.keys_per_second))} keys/s{limit}")
     if warmup.predicted_hit_ratio >= 0:
         yield (

@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 _JOIN_S = 5.0
 _GRACE_S = 1.0  # beyond its time, for calls that are on their way
 _POLL_S = 0.05
+_SAME_MOVE_S = 5.0
+_FILL_S_MIN = 1.0
 _NOTHING = (
     "this node has nothing to be filled from; give warmup.snapshots or warmup.peers, and a plan "
     "other than none"
@@ -82,6 +84,8 @@ class NodeWarming:
         self._turn = threading.Lock()  # held by the one that runs
         self._closed = threading.Event()
         self._ended = threading.Event()  # an operator has ended the one at the start
+        # Of the participant's thread alone: when shards were filled last, and when that is to end.
+        self._filled_at = self._fill_until = float("-inf")
         self._lock = threading.Lock()  # guards what follows
         self._warmer: Warmer | None = None  # runs
         self._progress: Progress | None = None  # of the last one, at its end
@@ -119,7 +123,8 @@ class NodeWarming:
             running = self._warmer
         if running is not None:  # an operator's: shards that nobody may ask yet come first
             running.stop()
-        self._run(_Task(self._max_duration, shards, view))
+        self._run(_Task(self._time_to_fill(), shards, view))
+        self._filled_at = time.monotonic()
 
     def close(self) -> None:
         self._closed.set()
@@ -131,6 +136,20 @@ class NodeWarming:
             uploads.stop()
         if thread is not None and thread is not threading.current_thread():
             thread.join(_JOIN_S)
+
+    def _time_to_fill(self) -> float:
+        """How long shards may take that come now. In the participant's thread alone.
+
+        Those that come right after others that did not get warm in time share their time: a leaf
+        with thousands of shards, which come by some hundred, must not wait for S3 again and again.
+        """
+        now = time.monotonic()
+        with self._lock:
+            outcome = self._outcome
+        went_well = outcome is None or outcome.state == "warmed"
+        if went_well or now - self._filled_at > _SAME_MOVE_S:
+            self._fill_until = now + self._max_duration
+        return max(self._fill_until - now, _FILL_S_MIN)
 
     # ---- operators
 
@@ -330,6 +349,7 @@ class NodeWarming:
             seconds=progress.seconds,
             seconds_left=progress.seconds_left if running else None,
             snapshots=progress.snapshots,
+            fleet_members=progress.fleet_members if running else 0,
         )
 
     def _state_locked(self) -> str:

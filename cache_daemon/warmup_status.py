@@ -66,6 +66,7 @@ class WarmupStatus:
     seconds_left: float | None = None
     max_seconds: float = 0.0
     snapshots: int = 0
+    fleet_members: int = 0  # nodes that share a rate now; 0: it is not shared
     uploads: UploadStatus | None = None
 
 
@@ -163,6 +164,7 @@ def warmup_samples(status: WarmupStatus) -> Sequence[SampleLike]:
         gauge("keys_failed", "Keys of the replay that no store answered.", status.keys_failed),
         gauge("keys_per_second", "Keys that the replay asks of stores.", status.keys_per_second),
         gauge("rate_limit_keys_per_second", "Keys that it may ask at most.", status.rate_limit),
+        gauge("fleet_members", "Nodes that share the rate now; 0: none.", status.fleet_members),
         gauge("items_copied", "Items that were copied from peers.", status.items_copied),
         gauge("bytes_copied", "Bytes that were copied from peers.", status.bytes_copied),
         gauge(

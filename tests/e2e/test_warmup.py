@@ -5,6 +5,7 @@ Real daemons on a real store; snapshots on a disk that they share (S3 is in test
 
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -132,6 +133,22 @@ def test_a_drain_ends_a_warm_up_at_once(fleet: Fleet) -> None:
     with node.admin() as admin:
         admin.drain(30)
     assert node.daemon.wait(8) == 0, node.daemon.log
+
+
+def test_the_service_manager_is_asked_for_more_time(fleet: Fleet, tmp_path: Path) -> None:
+    recorder = fleet.recorder().start()
+    fleet.record(recorder)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
+        node = fleet.node("new", **slow()).launch(NOTIFY_SOCKET=str(tmp_path / "notify"))
+        told = manager.recv(4096).decode()
+        while "warming up" not in told:
+            told = manager.recv(4096).decode()
+        assert "EXTEND_TIMEOUT_USEC=" in told
+        assert "READY" not in told
+        node.daemon.signal()
+        assert node.daemon.wait() == 0
 
 
 def test_without_a_snapshot_it_serves_cold_and_says_so(fleet: Fleet) -> None:

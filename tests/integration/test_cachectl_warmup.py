@@ -28,6 +28,7 @@ _RUNNING = WarmupStatus(
     seconds_left=9.0,
     max_seconds=600.0,
     snapshots=2,
+    fleet_members=3,
     uploads=UploadStatus(uploaded=7, pending=1, problem="no such bucket"),
 )
 _WARMED = replace(
@@ -85,7 +86,7 @@ def test_a_status_says_how_far_it_is(daemon: Daemon) -> None:
     for text in ("running, replaying", "1,500 of 6,000 keys", "3 failed", "from 2 snapshots"):
         assert text in shown, shown
     assert "25.0%, target 95%" in shown
-    assert "500 keys/s, at most 1,000/s" in shown
+    assert "500 keys/s, at most 1,000/s, shared by 3 nodes" in shown
     assert "7 windows, 1 wait" in shown
     assert "no such bucket" in shown
 

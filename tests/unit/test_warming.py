@@ -289,6 +289,24 @@ def test_shards_that_come_go_before_what_an_operator_began(world: World) -> None
     assert world.tasks[-1] == (30.0, [9])
 
 
+def test_shards_that_come_one_after_the_other_wait_for_s3_once() -> None:
+    world = World("max_duration: 3s")
+    leaf = Leaf()
+    leaf.online = 2
+    world.begin(membership=leaf)
+    world.wait()
+    script = [Warm(_WARMED), Warm(Outcome("failed", "no answer")), Warm(_WARMED), Warm(_WARMED)]
+    world.script += script
+    for shard in range(4):
+        world.warming.fill(np.array([shard], np.uint32), None)  # type: ignore[arg-type]
+        time.sleep(0.2)
+    seconds = [task[0] for task in world.tasks]
+    # After the one that failed there is what that left; after one that went well, all of it.
+    assert seconds[0] == seconds[1] == 3.0
+    assert 1.0 <= seconds[2] < 2.9
+    assert seconds[3] == 3.0
+
+
 def test_the_parts_are_made_by_the_config() -> None:
     config = parse_config(_CONFIG.format(more="record: {dir: /nowhere/log}"))
     warming = make_warming(config, Lifecycle())

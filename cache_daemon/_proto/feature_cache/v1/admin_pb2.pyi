@@ -134,6 +134,7 @@ class WarmupStatus(_message.Message):
     MAX_SECONDS_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     UPLOADS_FIELD_NUMBER: _builtins.int
+    FLEET_MEMBERS_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """off (this node has nothing to warm from), pending, running; then how the last one ended: warmed
     (target or end reached), partial (ended before, with something), failed (brought nothing),
@@ -144,7 +145,7 @@ class WarmupStatus(_message.Message):
     serving_cold: _builtins.bool
     """The one at the start did not warm the node, and it serves all the same (on_failure: serve_cold)."""
     phase: _builtins.str
-    """while it runs: listing, copying, reading, replaying, waiting"""
+    """while it runs: waiting, peers, copy, snapshots, replay"""
     keys_done: _builtins.int
     keys_total: _builtins.int
     """of the replay; 0: not known yet"""
@@ -169,6 +170,8 @@ class WarmupStatus(_message.Message):
     max_seconds: _builtins.float
     snapshots: _builtins.int
     """that were read"""
+    fleet_members: _builtins.int
+    """nodes that share fleet_rate now; 0: it is not shared"""
     @_builtins.property
     def uploads(self) -> Global___UploadStatus:
         """where this node uploads its request log"""
@@ -195,10 +198,11 @@ class WarmupStatus(_message.Message):
         max_seconds: _builtins.float = ...,
         snapshots: _builtins.int = ...,
         uploads: Global___UploadStatus | None = ...,
+        fleet_members: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["uploads", b"uploads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_copied", b"bytes_copied", "items_copied", b"items_copied", "keys_done", b"keys_done", "keys_failed", b"keys_failed", "keys_fetched", b"keys_fetched", "keys_per_second", b"keys_per_second", "keys_total", b"keys_total", "max_seconds", b"max_seconds", "phase", b"phase", "predicted_hit_ratio", b"predicted_hit_ratio", "rate_limit", b"rate_limit", "reason", b"reason", "seconds", b"seconds", "seconds_left", b"seconds_left", "serving_cold", b"serving_cold", "snapshots", b"snapshots", "state", b"state", "target_hit_ratio", b"target_hit_ratio", "uploads", b"uploads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_copied", b"bytes_copied", "fleet_members", b"fleet_members", "items_copied", b"items_copied", "keys_done", b"keys_done", "keys_failed", b"keys_failed", "keys_fetched", b"keys_fetched", "keys_per_second", b"keys_per_second", "keys_total", b"keys_total", "max_seconds", b"max_seconds", "phase", b"phase", "predicted_hit_ratio", b"predicted_hit_ratio", "rate_limit", b"rate_limit", "reason", b"reason", "seconds", b"seconds", "seconds_left", b"seconds_left", "serving_cold", b"serving_cold", "snapshots", b"snapshots", "state", b"state", "target_hit_ratio", b"target_hit_ratio", "uploads", b"uploads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
