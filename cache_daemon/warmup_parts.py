@@ -94,7 +94,7 @@ class Parts:
         view: ShardMap | None = None,
         membership: Membership | None = None,
     ) -> Warmer:
-        """Fills `node` once, in at most `seconds`; on a leaf `shards`, by the replicas of `view`."""
+        """Fills `node` once, in at most `seconds`; on a leaf `shards`, by others of `view`."""
         warmup, replay = self._warmup, self._warmup.replay
         shard_count = self._config.sharding.shard_count if self._config.sharding else 0
         settings = WarmSettings(
