@@ -29,7 +29,7 @@ def _allowed() -> dict[str, set[str] | None]:
         room = folder.removeprefix("src/")
         if "/" in room:
             continue
-        names = set(re.findall(r"[a-z]+", uses))
+        names = set(re.findall(r"[a-z_]+", uses))
         allowed[room] = None if names == {"all"} else names - {"include"}
     return allowed
 
@@ -95,7 +95,7 @@ def test_rooms_link_only_what_they_may(room: str) -> None:
     listing = _folder(room) / "CMakeLists.txt"
     if may is None or not listing.exists():
         return
-    linked = set(re.findall(r"\bfc_([a-z]+)\b", listing.read_text())) & set(allowed)
+    linked = set(re.findall(r"\bfc_([a-z_]+)\b", listing.read_text())) & set(allowed)
     assert linked - {room} <= may
 
 
