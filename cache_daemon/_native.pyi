@@ -21,6 +21,8 @@ __all__ = [
     "Node",
     "NodeConfig",
     "NvmConfig",
+    "PeerCopy",
+    "PeerDomain",
     "PersistConfig",
     "PlanAdded",
     "RecordConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "WarmResult",
     "WriteReply",
     "build_info",
+    "describe_peer",
     "encode_delete",
     "encode_get",
     "encode_put",
@@ -650,6 +653,64 @@ class WarmPlan:
     def total_weight(self) -> float: ...  # of all that was added
 
 @final
+class PeerDomain:
+    """What a warm node has of one eviction domain."""
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def domain(self) -> str: ...
+    @property
+    def items(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def ttl_s(self) -> float: ...  # as configured; 0: no expiry
+    @property
+    def mean_ttl_left_s(self) -> float: ...  # of some of its items; 0: they do not expire
+
+def describe_peer(address: str, timeout_s: float) -> list[PeerDomain]:
+    """What the node at `address` has to be copied. Raises RpcError."""
+
+@final
+class PeerCopy:
+    """Copies items of a warm node's memory into `node`, with the time that they have left to live.
+
+    What is written to `node` meanwhile wins. Safe from any thread; `run` is one at a time.
+    """
+    def __init__(
+        self,
+        node: Node,
+        address: str,
+        domains: Sequence[tuple[str, str]],  # namespace, domain
+        *,
+        shard_count: int = 0,  # of a leaf, with
+        shards: npt.NDArray[np.uint32] | None = None,  # those that are wanted; None: all items
+        map_version: int = 0,  # the peer must go by this shard map, or a newer one
+        bytes_per_second: int = 0,  # that are taken; 0: what the peer gives
+        cursor: int = 0,  # of an earlier copy from this life of the peer
+    ) -> None: ...
+    def run(self, seconds: float) -> bool:
+        """Copies for at most so long; True: that was all. It may be called again and goes on.
+
+        Raises RpcError with a code of gRPC's: FAILED_PRECONDITION while a leaf cannot give these
+        shards, RESOURCE_EXHAUSTED while it gives as many copies as it may.
+        """
+    def stop(self) -> None:
+        """Lets `run` return soon, and every later one at once."""
+    @property
+    def cursor(self) -> int: ...
+    @property
+    def items(self) -> int: ...  # that came
+    @property
+    def bytes(self) -> int: ...  # of their keys and values
+    @property
+    def installed(self) -> int: ...
+    @property
+    def void(self) -> int: ...  # not installed: written here since
+    @property
+    def rejected(self) -> int: ...  # not installed: no room, or of no domain here
+
+@final
 class Server:
     """The gRPC data service, health and reflection on TCP and Unix sockets."""
     def __init__(
@@ -661,6 +722,8 @@ class Server:
         reflection: bool = True,
         misses_until_attached: bool = False,  # reads are answered MISS meanwhile, writes refused
         max_batch_keys: int = 16384,  # of a read that is answered so
+        copy_bytes_per_second: int = 256 << 20,  # given to nodes that copy, all together; 0: none
+        copies_at_once: int = 2,
     ) -> None:
         """Raises OSError when an address cannot be bound."""
     @property

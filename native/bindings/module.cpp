@@ -30,6 +30,7 @@ PYBIND11_MODULE(_native, module) {
   bind_cluster(module);
   bind_node(module);
   bind_request_log(module);
+  bind_copy(module);
   module.def("build_info", [] {
     py::dict info;
     info["version"] = FC_VERSION;

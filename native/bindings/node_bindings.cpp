@@ -19,7 +19,8 @@ namespace {
 class PyServer {
  public:
   PyServer(py::object node, std::vector<std::string> addresses, std::uint64_t max_message_bytes,
-           bool reflection, bool misses_until_attached, std::uint32_t max_batch_keys)
+           bool reflection, bool misses_until_attached, std::uint32_t max_batch_keys,
+           std::uint64_t copy_bytes_per_second, std::uint32_t copies_at_once)
       : owner_(std::move(node)) {
     ServerConfig config;
     config.addresses = std::move(addresses);
@@ -27,6 +28,8 @@ class PyServer {
     config.reflection = reflection;
     config.misses_until_attached = misses_until_attached;
     config.max_batch_keys = max_batch_keys;
+    config.copy_bytes_per_second = copy_bytes_per_second;
+    config.copies_at_once = copies_at_once;
     Node* const target = owner_.is_none() ? nullptr : &owner_.cast<PyNode&>().node();
     try {
       py::gil_scoped_release release;
@@ -134,10 +137,11 @@ void bind_node(py::module_& module) {
       .def("stop", &PyNode::stop)
       .def("shutdown", &PyNode::shutdown);
   py::class_<PyServer>(module, "Server")
-      .def(py::init<py::object, std::vector<std::string>, std::uint64_t, bool, bool,
-                    std::uint32_t>(),
+      .def(py::init<py::object, std::vector<std::string>, std::uint64_t, bool, bool, std::uint32_t,
+                    std::uint64_t, std::uint32_t>(),
            "node"_a, "addresses"_a, py::kw_only(), "max_message_bytes"_a = 64 << 20,
-           "reflection"_a = true, "misses_until_attached"_a = false, "max_batch_keys"_a = 16384)
+           "reflection"_a = true, "misses_until_attached"_a = false, "max_batch_keys"_a = 16384,
+           "copy_bytes_per_second"_a = std::uint64_t{256} << 20, "copies_at_once"_a = 2)
       .def_property_readonly("addresses", &PyServer::addresses)
       .def("attach", &PyServer::attach, "node"_a)
       .def("set_serving", &PyServer::set_serving, "serving"_a)

@@ -86,7 +86,37 @@ struct PutItem {
   // How often the key is known to have been asked, this time included: rules that count see it, and
   // eviction takes the value for one that was hit so often. A warm-up knows it from elsewhere.
   std::uint8_t asked = 1;
+  bool exact_ttl = false;  // `ttl_ms` is what is left of a life that was shortened already
 };
+
+// Which tokens all keys had at one moment: what was read elsewhere after it may be installed under
+// them, and loses against every write that was made here since.
+class TokenSnapshot {
+ public:
+  virtual ~TokenSnapshot() = default;
+  virtual Token token(NamespaceIndex ns, std::string_view key) const noexcept = 0;
+};
+
+// Which items a scan is for.
+struct ScanFilter {
+  static constexpr std::uint32_t kNone = ~std::uint32_t{0};
+  // By DomainIndex: the number that stands for the domain in the batch, or kNone.
+  std::vector<std::uint32_t> domains;
+  std::uint32_t shard_count = 0;
+  std::vector<bool> shards;  // by shard; empty: all
+};
+
+// Items as a scan found them, one entry in each list; the order is the index's.
+struct ScanBatch {
+  std::vector<std::uint32_t> domains;  // the filter's numbers
+  std::vector<std::uint32_t> key_lengths;
+  std::vector<std::uint32_t> value_lengths;
+  std::vector<std::uint32_t> ttl_ms;  // left to live, at least 1; 0: it does not expire
+  Buffer bytes;                       // key and value, item after item
+
+  std::size_t items() const noexcept { return domains.size(); }
+};
+inline constexpr std::uint64_t kScanEnd = ~std::uint64_t{0};
 
 // What an earlier process left of a leaf's shards.
 struct KeptShards {
@@ -119,6 +149,14 @@ class Engine {
                        std::span<const Token> tokens, std::span<InstallStatus> statuses) = 0;
   // Whether a result fetched under `token` could still be installed.
   virtual bool token_alive(NamespaceIndex ns, std::string_view key, Token token) const noexcept = 0;
+
+  virtual std::shared_ptr<const TokenSnapshot> tokens() const = 0;
+  // Adds items that are in DRAM now to `batch`, from `cursor` (0: the beginning) on, until it has
+  // about `bytes` of them; returns the cursor to go on with, kScanEnd after the last. What does not
+  // change meanwhile is found, but for the rare item that is moved behind the scan's back; negative
+  // answers and what has expired are left out, and so is what lies on NVM.
+  virtual std::uint64_t scan(std::uint64_t cursor, const ScanFilter& filter, std::size_t bytes,
+                             ScanBatch& batch) = 0;
 
   // Drops all items of a namespace and voids its tokens; returns how many items went.
   virtual std::uint64_t flush(NamespaceIndex ns) = 0;

@@ -26,6 +26,7 @@ struct CallStatus {
     InvalidArgument = 3,
     NotFound = 5,
     ResourceExhausted = 8,
+    FailedPrecondition = 9,
     Unavailable = 14,
   };
   int code = Ok;
@@ -54,6 +55,29 @@ struct WarmKey {
 // store, WrongShard, or how the fetch failed.
 using WarmDone = std::function<void(std::span<const CellStatus>)>;
 
+// What another node wants to copy.
+struct CopyWanted {
+  struct Domain {
+    std::string ns;
+    std::string name;
+  };
+  std::vector<Domain> domains;        // in a batch an item's domain is its place here
+  std::uint32_t shard_count = 0;      // of a cluster, with
+  std::vector<std::uint32_t> shards;  // those whose items are wanted; empty: all
+  std::uint64_t map_version = 0;      // of a leaf: it must go by this shard map, or a newer one
+};
+// What a node has of one eviction domain.
+struct ItemTotals {
+  std::string ns;
+  std::string domain;
+  std::uint64_t items = 0;
+  std::uint64_t bytes = 0;
+  std::uint64_t ttl_ms = 0;            // as configured; 0: no expiry
+  std::uint64_t mean_ttl_left_ms = 0;  // of some of its items; 0: they do not expire
+};
+
+struct ScanBatch;
+struct ScanFilter;
 class Engine;
 class LeafConnector;
 class NvmDevice;
@@ -78,6 +102,14 @@ class Node {
                     std::uint64_t timeout_ms, WarmDone done) = 0;
   // Says of each key whether the cache knows its value now, or that there is none: 1, else 0.
   virtual void held(std::span<const WarmKey> keys, std::span<std::uint8_t> held) = 0;
+
+  // Of items for another node: what a scan for `wanted` is to look for, once; and then their next
+  // part, as Engine::scan(). A leaf gives shards that it may be read of, and no others.
+  virtual CallStatus begin_copy(const CopyWanted& wanted, ScanFilter& filter) = 0;
+  virtual CallStatus copy_items(const CopyWanted& wanted, const ScanFilter& filter,
+                                std::uint64_t& cursor, std::size_t bytes, ScanBatch& batch) = 0;
+  // By namespace and domain, as configured. Looks at some thousand items.
+  virtual std::vector<ItemTotals> item_totals() = 0;
 
   // Misses for `store`, waiting for them; null when there are none within `wait_ms`, when the
   // store's concurrency is used up, or after stop().

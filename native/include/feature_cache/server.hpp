@@ -17,6 +17,10 @@ struct ServerConfig {
   // While there is no node yet: reads are answered MISS; else refused as writes are, UNAVAILABLE.
   bool misses_until_attached = false;
   std::uint32_t max_batch_keys = 16384;  // of a read that is answered so
+  // What other nodes may copy: bytes a second for all of them together (0: nothing), and how many
+  // at a time.
+  std::uint64_t copy_bytes_per_second = std::uint64_t{256} << 20;
+  std::uint32_t copies_at_once = 2;
 };
 
 class DataServer {

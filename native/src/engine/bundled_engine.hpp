@@ -53,6 +53,12 @@ class BundledEngine final : public Engine {
   bool token_alive(NamespaceIndex ns, std::string_view key, Token token) const noexcept override {
     return dram_.token_alive(ns, key, token);
   }
+  std::shared_ptr<const TokenSnapshot> tokens() const override { return dram_.tokens(); }
+  std::uint64_t scan(std::uint64_t cursor, const ScanFilter& filter, std::size_t bytes,
+                     ScanBatch& batch) override {
+    const std::uint64_t next = dram_.scan(cursor, filter, bytes, batch);
+    return next < dram_.index().bucket_count() ? next : kScanEnd;
+  }
   std::uint64_t flush(NamespaceIndex ns) override { return dram_.flush(ns); }
   void drop_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) override;
   void hold_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) override;

@@ -53,6 +53,15 @@ class EmptyEngine final : public Engine {
     std::fill(statuses.begin(), statuses.end(), InstallStatus::Installed);
   }
   bool token_alive(NamespaceIndex, std::string_view, Token) const noexcept override { return true; }
+  std::shared_ptr<const TokenSnapshot> tokens() const override {
+    class None final : public TokenSnapshot {
+      Token token(NamespaceIndex, std::string_view) const noexcept override { return {}; }
+    };
+    return std::make_shared<const None>();
+  }
+  std::uint64_t scan(std::uint64_t, const ScanFilter&, std::size_t, ScanBatch&) override {
+    return kScanEnd;
+  }
   std::uint64_t flush(NamespaceIndex) override { return 0; }
   void drop_shards(std::uint32_t, std::span<const std::uint32_t>) override {}
   void hold_shards(std::uint32_t, std::span<const std::uint32_t>) override {}

@@ -177,6 +177,19 @@ void FanOutEngine::release(std::span<const NvmCell> cells) {
   for (const NvmCell& cell : cells) instances_[cell.instance]->release({&cell, 1});
 }
 
+// One instance after the other: the top of a cursor says which, the rest is the instance's own.
+std::uint64_t FanOutEngine::scan(std::uint64_t cursor, const ScanFilter& filter, std::size_t bytes,
+                                 ScanBatch& batch) {
+  constexpr unsigned kOwnBits = 56;
+  constexpr std::uint64_t kOwnMask = (std::uint64_t{1} << kOwnBits) - 1;
+  for (std::uint64_t instance = cursor >> kOwnBits; instance < instances_.size(); ++instance) {
+    const std::uint64_t next = instances_[instance]->scan(cursor & kOwnMask, filter, bytes, batch);
+    if (next != kScanEnd) return instance << kOwnBits | next;
+    cursor = 0;
+  }
+  return kScanEnd;
+}
+
 // ---- operators
 // -----------------------------------------------------------------------------------
 

@@ -51,6 +51,9 @@ class FanOutEngine final : public Engine {
   bool token_alive(NamespaceIndex ns, std::string_view key, Token token) const noexcept override {
     return instances_[tiers_->instance_of_key(ns, key)]->token_alive(ns, key, token);
   }
+  std::shared_ptr<const TokenSnapshot> tokens() const override { return tiers_->tokens(); }
+  std::uint64_t scan(std::uint64_t cursor, const ScanFilter& filter, std::size_t bytes,
+                     ScanBatch& batch) override;
   std::uint64_t flush(NamespaceIndex ns) override;
   void drop_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) override;
   void hold_shards(std::uint32_t shard_count, std::span<const std::uint32_t> shards) override;

@@ -43,7 +43,9 @@ Tick DramTier::expiry_of(const Domain& domain, const PutItem& item, const Namesp
   // Shortened by a share that differs by key and by time of writing, so that what was loaded
   // together does not expire together.
   const auto spread = static_cast<std::uint32_t>(hash.high >> 32) ^ (tick * 0x9E3779B1u);
-  const double cut = domain.config().ttl_jitter * static_cast<double>(spread) / 4294967296.0;
+  const double cut = item.exact_ttl
+                         ? 0.0
+                         : domain.config().ttl_jitter * static_cast<double>(spread) / 4294967296.0;
   const auto ticks =
       static_cast<std::uint64_t>(static_cast<double>(ttl_ms) * (1.0 - cut)) >> kTickShift;
   return tick + static_cast<Tick>(std::max<std::uint64_t>(ticks, 1));

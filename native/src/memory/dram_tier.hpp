@@ -84,6 +84,11 @@ class DramTier {
   void install(NamespaceIndex ns, std::span<const PutItem> items, std::span<const Token> tokens,
                std::span<InstallStatus> statuses);
   bool token_alive(NamespaceIndex ns, std::string_view key, Token token) const noexcept;
+  // scan.cpp
+  std::shared_ptr<const TokenSnapshot> tokens() const;
+  // From bucket `bucket` on; returns the next one, bucket_count() at the end. See Engine::scan().
+  std::uint64_t scan(std::uint64_t bucket, const ScanFilter& filter, std::size_t bytes,
+                     ScanBatch& batch);
   // A record that was read from below comes up: installed in place of `entry`, when that is still
   // the key's. False: it is not, or there is no room.
   struct Promotion {
@@ -121,6 +126,7 @@ class DramTier {
     std::uint64_t negative_ttl_ms = 0;
   };
   friend class TierSet;
+  class Tokens;
   struct GetTally;
   struct GetBatch;
   class OneTier;

@@ -35,6 +35,7 @@ class TierSet {
              std::span<WriteStatus> statuses) const;
   void install(NamespaceIndex ns, std::span<const PutItem> items, std::span<const Token> tokens,
                std::span<InstallStatus> statuses) const;
+  std::shared_ptr<const TokenSnapshot> tokens() const;  // valid while the set is
 
  private:
   class Reached;

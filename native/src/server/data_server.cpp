@@ -22,6 +22,7 @@
 #include "feature_cache/server.hpp"
 #include "feature_cache/v1/feature_cache.grpc.pb.h"
 #include "server/call_gate.hpp"
+#include "server/copy_streams.hpp"
 #include "server/get_stream.hpp"
 #include "server/grpc_bytes.hpp"
 #include "server/node_slot.hpp"
@@ -38,12 +39,16 @@ using RawService = v1::FeatureCache::WithRawCallbackMethod_BatchGet<
     v1::FeatureCache::WithRawCallbackMethod_BatchPut<
         v1::FeatureCache::WithRawCallbackMethod_BatchDelete<
             v1::FeatureCache::WithRawCallbackMethod_BatchGetStream<
-                v1::FeatureCache::WithCallbackMethod_RecentWrites<
-                    v1::FeatureCache::WithCallbackMethod_Get<v1::FeatureCache::Service>>>>>>;
+                v1::FeatureCache::WithRawCallbackMethod_CopyItems<
+                    v1::FeatureCache::WithCallbackMethod_DescribeItems<
+                        v1::FeatureCache::WithCallbackMethod_RecentWrites<
+                            v1::FeatureCache::WithCallbackMethod_Get<
+                                v1::FeatureCache::Service>>>>>>>>;
 
 class Service final : public RawService {
  public:
-  Service(NodeSlot& node, CallGate& gate) : node_(node), gate_(gate) {}
+  Service(NodeSlot& node, CallGate& gate, const ServerConfig& config)
+      : node_(node), gate_(gate), copies_(node, gate, config) {}
 
   grpc::ServerUnaryReactor* BatchGet(grpc::CallbackServerContext* context,
                                      const grpc::ByteBuffer* request,
@@ -64,6 +69,31 @@ class Service final : public RawService {
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* BatchGetStream(
       grpc::CallbackServerContext* context) override {
     return start_get_stream(node_, gate_, context);
+  }
+
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* CopyItems(grpc::CallbackServerContext* /*context*/,
+                                                        const grpc::ByteBuffer* request) override {
+    return copies_.start(*request);
+  }
+
+  grpc::ServerUnaryReactor* DescribeItems(grpc::CallbackServerContext* /*context*/,
+                                          const v1::DescribeItemsRequest* /*request*/,
+                                          v1::DescribeItemsResponse* response) override {
+    auto* reactor = new UnaryCall(gate_);
+    if (!reactor->accepted()) return reactor;
+    Node* const node = node_.node();
+    for (const ItemTotals& totals :
+         node != nullptr ? node->item_totals() : std::vector<ItemTotals>{}) {
+      v1::DomainItems* const to = response->add_domains();
+      to->set_namespace_(totals.ns);
+      to->set_domain(totals.domain);
+      to->set_items(totals.items);
+      to->set_bytes(totals.bytes);
+      to->set_ttl_ms(totals.ttl_ms);
+      to->set_mean_ttl_left_ms(totals.mean_ttl_left_ms);
+    }
+    reactor->Finish(grpc::Status::OK);
+    return reactor;
   }
 
   grpc::ServerUnaryReactor* RecentWrites(grpc::CallbackServerContext* /*context*/,
@@ -163,6 +193,7 @@ class Service final : public RawService {
 
   NodeSlot& node_;
   CallGate& gate_;
+  CopyStreams copies_;
 };
 
 [[noreturn]] void cannot_bind(int error, const std::string& address, const std::string& why) {
@@ -188,7 +219,8 @@ void refuse_served_socket(const std::string& address) {
 
 class GrpcDataServer final : public DataServer {
  public:
-  GrpcDataServer(Node* node, const ServerConfig& config) : node_(config), service_(node_, gate_) {
+  GrpcDataServer(Node* node, const ServerConfig& config)
+      : node_(config), service_(node_, gate_, config) {
     if (node != nullptr) node_.attach(*node);  // before a call can come
     tune_process();
     static std::once_flag plugins;

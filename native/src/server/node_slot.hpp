@@ -37,6 +37,8 @@ class NodeSlot {
     if (node == nullptr) return done(recovering(), {});
     node->batch_delete(std::move(request), timeout_ms, std::move(done));
   }
+  // Null while there is none.
+  Node* node() const noexcept { return get(); }
   // Empty while there is no node.
   RecentWrites recent_writes(std::uint32_t shard_count, std::span<const std::uint32_t> shards,
                              std::uint64_t age_ms) const {

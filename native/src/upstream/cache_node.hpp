@@ -39,6 +39,10 @@ class CacheNode final : public Node {
   void warm(std::vector<WarmKey> keys, std::shared_ptr<const void> owner, std::uint64_t timeout_ms,
             WarmDone done) override;
   void held(std::span<const WarmKey> keys, std::span<std::uint8_t> held) override;
+  CallStatus begin_copy(const CopyWanted& wanted, ScanFilter& filter) override;
+  CallStatus copy_items(const CopyWanted& wanted, const ScanFilter& filter, std::uint64_t& cursor,
+                        std::size_t bytes, ScanBatch& batch) override;
+  std::vector<ItemTotals> item_totals() override;
   std::shared_ptr<FetchBatch> take_fetch(std::string_view store, std::uint64_t wait_ms) override;
   bool has_store(std::string_view store) const noexcept override {
     return by_name_.contains(std::string(store));
@@ -94,6 +98,9 @@ class CacheNode final : public Node {
   void install_from_leaves(const PendingGet& get, std::span<const LeafUpstream::Install> values);
   // node_warm.cpp
   void look_up_quietly(GetColumn& lookup, std::vector<NvmCell>& on_nvm);
+
+  // node_copy.cpp
+  CallStatus may_copy(const CopyWanted& wanted) const;
 
   // Asks the stores for what is absent, which each cell will hear of. `ended_before`: of flights_,
   // from before the cells were looked up.

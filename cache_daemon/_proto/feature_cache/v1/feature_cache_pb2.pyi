@@ -426,6 +426,192 @@ class RecentWritesResponse(_message.Message):
 Global___RecentWritesResponse: _TypeAlias = RecentWritesResponse  # noqa: Y015
 
 @_typing.final
+class DomainName(_message.Message):
+    """One eviction domain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    domain: _builtins.str
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        domain: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DomainName: _TypeAlias = DomainName  # noqa: Y015
+
+@_typing.final
+class CopyItemsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAINS_FIELD_NUMBER: _builtins.int
+    SHARD_COUNT_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    shard_count: _builtins.int
+    """Of a leaf: the cluster's number of shards, and those whose items are wanted. It must answer for
+    all of them, and go by this shard map or a newer one: else FAILED_PRECONDITION, try again.
+    """
+    map_version: _builtins.int
+    cursor: _builtins.int
+    """of an earlier chunk, to go on behind it; 0: from the beginning"""
+    bytes_per_second: _builtins.int
+    """at most; 0: what the node gives"""
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___DomainName]: ...
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        domains: _abc.Iterable[Global___DomainName] | None = ...,
+        shard_count: _builtins.int = ...,
+        shards: _abc.Iterable[_builtins.int] | None = ...,
+        map_version: _builtins.int = ...,
+        cursor: _builtins.int = ...,
+        bytes_per_second: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "cursor", b"cursor", "domains", b"domains", "map_version", b"map_version", "shard_count", b"shard_count", "shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyItemsRequest: _TypeAlias = CopyItemsRequest  # noqa: Y015
+
+@_typing.final
+class CopyItemsChunk(_message.Message):
+    """Some items, one entry in each list; they come in no order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAINS_FIELD_NUMBER: _builtins.int
+    KEY_LENGTHS_FIELD_NUMBER: _builtins.int
+    VALUE_LENGTHS_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    items: _builtins.bytes
+    """key, value, key, value, ..."""
+    cursor: _builtins.int
+    """where the next chunk begins, for this life of the node"""
+    done: _builtins.bool
+    """nothing comes behind it"""
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """places in the request's list"""
+
+    @_builtins.property
+    def key_lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def value_lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def ttl_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """left to live, at least 1; 0: does not expire"""
+
+    def __init__(
+        self,
+        *,
+        domains: _abc.Iterable[_builtins.int] | None = ...,
+        key_lengths: _abc.Iterable[_builtins.int] | None = ...,
+        value_lengths: _abc.Iterable[_builtins.int] | None = ...,
+        ttl_ms: _abc.Iterable[_builtins.int] | None = ...,
+        items: _builtins.bytes = ...,
+        cursor: _builtins.int = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "domains", b"domains", "done", b"done", "items", b"items", "key_lengths", b"key_lengths", "ttl_ms", b"ttl_ms", "value_lengths", b"value_lengths"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyItemsChunk: _TypeAlias = CopyItemsChunk  # noqa: Y015
+
+@_typing.final
+class DescribeItemsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeItemsRequest: _TypeAlias = DescribeItemsRequest  # noqa: Y015
+
+@_typing.final
+class DescribeItemsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAINS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___DomainItems]: ...
+    def __init__(
+        self,
+        *,
+        domains: _abc.Iterable[Global___DomainItems] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domains", b"domains"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeItemsResponse: _TypeAlias = DescribeItemsResponse  # noqa: Y015
+
+@_typing.final
+class DomainItems(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    MEAN_TTL_LEFT_MS_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    domain: _builtins.str
+    items: _builtins.int
+    bytes: _builtins.int
+    ttl_ms: _builtins.int
+    """as configured; 0: no expiry"""
+    mean_ttl_left_ms: _builtins.int
+    """of some of its items; 0: they do not expire"""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        domain: _builtins.str = ...,
+        items: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        ttl_ms: _builtins.int = ...,
+        mean_ttl_left_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "domain", b"domain", "items", b"items", "mean_ttl_left_ms", b"mean_ttl_left_ms", "namespace", b"namespace", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DomainItems: _TypeAlias = DomainItems  # noqa: Y015
+
+@_typing.final
 class GetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

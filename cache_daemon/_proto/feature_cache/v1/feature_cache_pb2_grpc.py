@@ -59,6 +59,16 @@ class FeatureCacheStub:
                 request_serializer=feature__cache_dot_v1_dot_feature__cache__pb2.RecentWritesRequest.SerializeToString,
                 response_deserializer=feature__cache_dot_v1_dot_feature__cache__pb2.RecentWritesResponse.FromString,
                 _registered_method=True)
+        self.CopyItems = channel.unary_stream(
+                '/feature_cache.v1.FeatureCache/CopyItems',
+                request_serializer=feature__cache_dot_v1_dot_feature__cache__pb2.CopyItemsRequest.SerializeToString,
+                response_deserializer=feature__cache_dot_v1_dot_feature__cache__pb2.CopyItemsChunk.FromString,
+                _registered_method=True)
+        self.DescribeItems = channel.unary_unary(
+                '/feature_cache.v1.FeatureCache/DescribeItems',
+                request_serializer=feature__cache_dot_v1_dot_feature__cache__pb2.DescribeItemsRequest.SerializeToString,
+                response_deserializer=feature__cache_dot_v1_dot_feature__cache__pb2.DescribeItemsResponse.FromString,
+                _registered_method=True)
         self.Get = channel.unary_unary(
                 '/feature_cache.v1.FeatureCache/Get',
                 request_serializer=feature__cache_dot_v1_dot_feature__cache__pb2.GetRequest.SerializeToString,
@@ -106,6 +116,20 @@ class FeatureCacheServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CopyItems(self, request, context):
+        """Items of this node's memory for one that is new. Ends when all were sent, or with a status.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeItems(self, request, context):
+        """How much there is to be copied, by eviction domain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Get(self, request, context):
         """One key, row-wise, for people with a command line. Rankers use BatchGet.
         """
@@ -140,6 +164,16 @@ def add_FeatureCacheServicer_to_server(servicer, server):
                     servicer.RecentWrites,
                     request_deserializer=feature__cache_dot_v1_dot_feature__cache__pb2.RecentWritesRequest.FromString,
                     response_serializer=feature__cache_dot_v1_dot_feature__cache__pb2.RecentWritesResponse.SerializeToString,
+            ),
+            'CopyItems': grpc.unary_stream_rpc_method_handler(
+                    servicer.CopyItems,
+                    request_deserializer=feature__cache_dot_v1_dot_feature__cache__pb2.CopyItemsRequest.FromString,
+                    response_serializer=feature__cache_dot_v1_dot_feature__cache__pb2.CopyItemsChunk.SerializeToString,
+            ),
+            'DescribeItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeItems,
+                    request_deserializer=feature__cache_dot_v1_dot_feature__cache__pb2.DescribeItemsRequest.FromString,
+                    response_serializer=feature__cache_dot_v1_dot_feature__cache__pb2.DescribeItemsResponse.SerializeToString,
             ),
             'Get': grpc.unary_unary_rpc_method_handler(
                     servicer.Get,
@@ -282,6 +316,60 @@ class FeatureCache:
             '/feature_cache.v1.FeatureCache/RecentWrites',
             feature__cache_dot_v1_dot_feature__cache__pb2.RecentWritesRequest.SerializeToString,
             feature__cache_dot_v1_dot_feature__cache__pb2.RecentWritesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/feature_cache.v1.FeatureCache/CopyItems',
+            feature__cache_dot_v1_dot_feature__cache__pb2.CopyItemsRequest.SerializeToString,
+            feature__cache_dot_v1_dot_feature__cache__pb2.CopyItemsChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/feature_cache.v1.FeatureCache/DescribeItems',
+            feature__cache_dot_v1_dot_feature__cache__pb2.DescribeItemsRequest.SerializeToString,
+            feature__cache_dot_v1_dot_feature__cache__pb2.DescribeItemsResponse.FromString,
             options,
             channel_credentials,
             insecure,

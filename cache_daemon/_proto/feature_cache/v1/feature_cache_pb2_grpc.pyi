@@ -50,6 +50,10 @@ class FeatureCacheStub:
     """Of a leaf: which keys were put or deleted of late. A replica that was away asks its peers and
     drops those.
     """
+    CopyItems: _grpc.UnaryStreamMultiCallable[_feature_cache_pb2.CopyItemsRequest, _feature_cache_pb2.CopyItemsChunk]
+    """Items of this node's memory for one that is new. Ends when all were sent, or with a status."""
+    DescribeItems: _grpc.UnaryUnaryMultiCallable[_feature_cache_pb2.DescribeItemsRequest, _feature_cache_pb2.DescribeItemsResponse]
+    """How much there is to be copied, by eviction domain."""
     Get: _grpc.UnaryUnaryMultiCallable[_feature_cache_pb2.GetRequest, _feature_cache_pb2.GetResponse]
     """One key, row-wise, for people with a command line. Rankers use BatchGet."""
 
@@ -70,6 +74,10 @@ class FeatureCacheAsyncStub(FeatureCacheStub):
     """Of a leaf: which keys were put or deleted of late. A replica that was away asks its peers and
     drops those.
     """
+    CopyItems: _aio.UnaryStreamMultiCallable[_feature_cache_pb2.CopyItemsRequest, _feature_cache_pb2.CopyItemsChunk]  # type: ignore[assignment]
+    """Items of this node's memory for one that is new. Ends when all were sent, or with a status."""
+    DescribeItems: _aio.UnaryUnaryMultiCallable[_feature_cache_pb2.DescribeItemsRequest, _feature_cache_pb2.DescribeItemsResponse]  # type: ignore[assignment]
+    """How much there is to be copied, by eviction domain."""
     Get: _aio.UnaryUnaryMultiCallable[_feature_cache_pb2.GetRequest, _feature_cache_pb2.GetResponse]  # type: ignore[assignment]
     """One key, row-wise, for people with a command line. Rankers use BatchGet."""
 
@@ -117,6 +125,22 @@ class FeatureCacheServicer(metaclass=_abc_1.ABCMeta):
         """Of a leaf: which keys were put or deleted of late. A replica that was away asks its peers and
         drops those.
         """
+
+    @_abc_1.abstractmethod
+    def CopyItems(
+        self,
+        request: _feature_cache_pb2.CopyItemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_feature_cache_pb2.CopyItemsChunk], _abc.AsyncIterator[_feature_cache_pb2.CopyItemsChunk]]:
+        """Items of this node's memory for one that is new. Ends when all were sent, or with a status."""
+
+    @_abc_1.abstractmethod
+    def DescribeItems(
+        self,
+        request: _feature_cache_pb2.DescribeItemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_feature_cache_pb2.DescribeItemsResponse, _abc.Awaitable[_feature_cache_pb2.DescribeItemsResponse]]:
+        """How much there is to be copied, by eviction domain."""
 
     @_abc_1.abstractmethod
     def Get(
