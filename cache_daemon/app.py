@@ -156,6 +156,8 @@ class Daemon:
             self._addresses.http = http.address
         persist = self._config.persistence
         early = persist is not None and persist.serve_while_recovering
+        warmup = self._config.warmup
+        copies = warmup.peer_copy if warmup is not None and not self._config.is_root else None
         # It has its addresses before the node is made, so that what is wrong with them is found
         # before anything else is touched; the node comes to it later.
         server = Server(
@@ -164,6 +166,8 @@ class Daemon:
             max_message_bytes=self._config.limits.max_message_size,
             misses_until_attached=early,
             max_batch_keys=self._config.limits.max_batch_keys,
+            copy_bytes_per_second=copies.serve_rate if copies else 0,
+            copies_at_once=copies.at_once if copies else 1,
         )
         stack.callback(server.stop)
 

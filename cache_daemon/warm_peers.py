@@ -16,7 +16,7 @@ from warmup.protocols import CopyRefused, PeerDomain
 __all__ = ["Copier", "Describe", "MakeCopier", "NativePeer", "ReplicaPeers", "online_replicas"]
 
 _DESCRIBE_S = 5.0
-_PART_S = 0.25  # of a copy from one replica, before the next has its turn
+_PART_S = 0.5  # of a copy from one replica, before the next has its turn
 _TRIES = 5  # of one replica, each time that it brought nothing
 _RETRY_S = 0.5
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from cache_daemon._native import Node, WarmPlan, inspect_request_log
+from cache_daemon._native import Node, PeerCopy, WarmPlan, describe_peer, inspect_request_log
 from cache_daemon.cluster_status import Membership
 from cache_daemon.config import Config
 from cache_daemon.config_node import host_name
 from cache_daemon.config_sharded import node_name
 from cache_daemon.config_warmup import SnapshotSettings, WarmupSettings
-from cache_daemon.warm_peers import Copier, Describe, NativePeer, ReplicaPeers, online_replicas
+from cache_daemon.warm_peers import Copier, NativePeer, ReplicaPeers, online_replicas
 from cache_daemon.warmup_status import UploadStatus
 from sharding.model import ShardMap, Shards
 from warmup.backend import Backend, BackendOptions, open_backend
@@ -25,7 +24,7 @@ from warmup.snapshots import SnapshotStore
 from warmup.uploader import Uploader
 from warmup.warmer import Sources, Warmer, WarmSettings
 
-__all__ = ["Copying", "Parts", "Uploads"]
+__all__ = ["Parts", "Uploads"]
 
 _FLEET_ZNODE = "/warmup/fleet-rate"
 _DOMAIN_EVICTIONS = "feature_cache_domain_evictions_total"
@@ -37,23 +36,12 @@ _NVM_EVICTIONS = (
 _NVM_ITEMS = "feature_cache_namespace_nvm_items"
 
 
-@dataclass(frozen=True)
-class Copying:
-    """How items are copied from other nodes."""
-
-    make: Callable[[Node, str, Sequence[tuple[str, str]], Shards | None, int], Copier]
-    describe: Describe
-
-
 class Parts:
     """Of one daemon whose config has a warmup section."""
 
-    def __init__(
-        self, config: Config, warmup: WarmupSettings, copying: Copying | None = None
-    ) -> None:
+    def __init__(self, config: Config, warmup: WarmupSettings) -> None:
         self._config = config
         self._warmup = warmup
-        self._copying = copying
         self._cluster = warmup.name or (config.sharding.cluster if config.sharding else "default")
         # Among nodes that share a rate: a process of the same host must not be taken for this one.
         self._name = f"{host_name(config)}-{secrets.token_hex(4)}"
@@ -122,19 +110,27 @@ class Parts:
         return Warmer(settings, sources)
 
     def _peers(self, node: Node, shards: Shards | None, view: ShardMap | None) -> Sequence[Peer]:
-        if self._copying is None or self._warmup.plan == "replay":
+        if self._warmup.plan == "replay":
             return ()
-        copying, version = self._copying, view.version if view is not None else 0
+        sharding = self._config.sharding
 
         def make(address: str, domains: Sequence[tuple[str, str]], some: Shards | None) -> Copier:
-            return copying.make(node, address, domains, some, version)
+            return PeerCopy(
+                node,
+                address,
+                domains,
+                shard_count=sharding.shard_count if sharding and some is not None else 0,
+                shards=some,
+                map_version=view.version if view is not None else 0,
+                bytes_per_second=self._warmup.peer_copy.rate,
+            )
 
         def make_peer(address: str, some: Shards | None) -> NativePeer:
-            return NativePeer(address, make, copying.describe, some)
+            return NativePeer(address, make, describe_peer, some)
 
-        if shards is None or view is None or self._config.sharding is None:
+        if shards is None or view is None or sharding is None:
             return [make_peer(address, None) for address in self._warmup.peers]
-        replicas = online_replicas(shards, view, node_name(self._config.sharding))
+        replicas = online_replicas(shards, view, node_name(sharding))
         return [ReplicaPeers(replicas, make_peer)]
 
     def _fleet_document(self, membership: Membership | None) -> Document | None:

@@ -60,11 +60,14 @@ def upload(cluster: Cluster) -> None:
     wait_until(lambda: cluster.root.status().warmup.uploads.uploaded > 0, 30, "the root uploads")
 
 
+@pytest.mark.parametrize("plan", ["replay", "peer_copy", "auto"])
 def test_a_shard_that_is_handed_over_keeps_its_hit_ratio(
-    tmp_path: Path, zookeeper: ZooKeeperServer
+    tmp_path: Path, zookeeper: ZooKeeperServer, plan: str
 ) -> None:
     cluster = Cluster(tmp_path, new_chroot(zookeeper.address), leaves=2, replicas=1)
     snapshots = recorded(cluster, tmp_path)
+    for leaf in cluster.leaves:
+        warms(leaf)  # it gives copies
     with cluster:
         cluster.start()
         read(cluster)
@@ -81,7 +84,7 @@ def test_a_shard_that_is_handed_over_keeps_its_hit_ratio(
         reader = threading.Thread(target=keep_reading)
         reader.start()
         try:
-            new = warms(cluster.leaf(3), snapshots=snapshots, plan="replay")
+            new = warms(cluster.leaf(3), snapshots=snapshots, plan=plan)
             cluster.add(new)
             cluster.wait_settled()
             time.sleep(1.0)
@@ -92,6 +95,7 @@ def test_a_shard_that_is_handed_over_keeps_its_hit_ratio(
         assert moved > 0.15
         warmup = new.status().warmup
         assert warmup.state == "warmed", new.daemon.log
+        assert (warmup.items_copied > 0) is (plan != "replay"), new.daemon.log
         # Of the keys that moved, at least nine in ten hit at any time; the others were not touched.
         assert min(seen) >= 1 - 0.1 * moved, seen
         assert len(seen) > 10
