@@ -238,6 +238,12 @@ class Warmer:
                 "partial" if self._copy.items else "failed",
                 "; ".join(replay.state.problems) or "no snapshot could be read in time",
             )
+        if not plan.keys and settings.shards is None:
+            return Outcome(
+                "partial" if self._copy.items else "failed",
+                "the snapshots name no key that this node can ask for: they are of other "
+                "namespaces, hashed, or of namespaces without a store",
+            )
         plan.drop_domains(copied)
         end = replay.run(deadline)
         return self._judge(end, replay)

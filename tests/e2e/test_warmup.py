@@ -195,6 +195,58 @@ def test_one_that_does_not_end_in_time_serves_with_what_came(fleet: Fleet) -> No
     assert 0.1 < node.hits() < 0.95
 
 
+def test_damaged_snapshots_are_left_out(fleet: Fleet) -> None:
+    recorder = fleet.recorder().start()
+    fleet.record(recorder)
+    logs = sorted((fleet.folder / "snapshots").rglob("*.fcrl"))
+    assert logs
+    for number, log in enumerate(logs):
+        data = bytearray(log.read_bytes())
+        if number % 2:
+            del data[len(data) // 2 :]
+        else:
+            data[len(data) // 2] ^= 1
+        log.write_bytes(data)
+    node = fleet.node("new", max_duration="5s").start()
+    assert node.warmup.state == "failed", node.daemon.log
+    assert node.warmup.serving_cold
+    assert node.hits() == 0
+    node.ask(KEYS[:100])
+
+
+def test_snapshots_of_other_namespaces_are_of_no_use_and_no_harm(fleet: Fleet) -> None:
+    recorder = fleet.recorder()
+    recorder.config["namespaces"] = {"other": recorder.config["namespaces"]["pin"]}
+    recorder.start()
+    with recorder.client() as client:
+        client.batch_get({"other": KEYS[:100]})
+        time.sleep(1.2)
+        client.batch_get({"other": KEYS[:1]})
+    wait_until(lambda: recorder.warmup.uploads.uploaded > 0, 20, "an upload")
+    node = fleet.node("new", max_duration="5s").start()
+    assert node.warmup.state == "failed", (node.warmup, node.daemon.log)
+    assert node.warmup.serving_cold
+
+
+def test_a_store_that_is_down_in_the_replay_delays_no_start(fleet: Fleet) -> None:
+    recorder = fleet.recorder().start()
+    fleet.record(recorder)
+    node = fleet.node("new", max_duration="4s")
+    # Nobody listens there.
+    node.config["stores"] = {
+        "features": {
+            "type": "redis",
+            "options": {"host": "127.0.0.1", "port": 1, "connect_timeout": "100ms"},
+            "guard": {"timeout": "200ms", "retries": 0},
+        }
+    }
+    began = time.monotonic()
+    node.start()
+    assert time.monotonic() - began < 16
+    assert node.warmup.state == "failed", (node.warmup, node.daemon.log)
+    assert node.warmup.serving_cold
+
+
 def test_snapshots_of_a_host_whose_clock_is_wrong_do_no_harm(fleet: Fleet) -> None:
     """Its windows lie in the future, or in the past; its keys are asked for all the same, or not
     at all: the node starts in time."""
