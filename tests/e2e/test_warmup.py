@@ -294,6 +294,10 @@ def test_begun_while_it_serves_and_ended(fleet: Fleet) -> None:
         assert node.warmup.max_seconds == 30
         assert admin.stop_warmup()
         wait_until(lambda: node.warmup.state == "stopped", 5, "it has ended")
-    node.daemon.signal()
+        admin.start_warmup(0)
+        wait_until(lambda: node.warmup.state == "running", 5, "it runs again")
+    began = time.monotonic()
+    node.daemon.signal()  # and a stop ends it, too
     assert node.daemon.wait() == 0
+    assert time.monotonic() - began < 8
     assert "Traceback" not in node.daemon.log

@@ -180,3 +180,26 @@ def test_an_operator_fills_a_leaf_that_serves(tmp_path: Path, zookeeper: ZooKeep
         assert leaf.status().warmup.keys_fetched >= 0.9 * len(_KEYS)
         assert not leaf.status().warmup.serving_cold
         assert ratio(read(cluster)) >= 0.95
+
+
+def test_a_signal_ends_the_warm_up_of_a_leaf_at_once(
+    tmp_path: Path, zookeeper: ZooKeeperServer
+) -> None:
+    cluster = Cluster(tmp_path, new_chroot(zookeeper.address), leaves=2, replicas=1)
+    snapshots = recorded(cluster, tmp_path)
+    with cluster:
+        cluster.start()
+        read(cluster)
+        upload(cluster)
+        slowly = {"plan": "replay", "replay": {"rate": 20}, "max_duration": "60s"}
+        new = warms(cluster.leaf(3), snapshots=snapshots, **slowly)
+        cluster.leaves.append(new)
+        new.start()
+        wait_until(lambda: new.cluster().shards_warming > 0, 30, "it fills shards")
+        wait_until(lambda: new.status().warmup.state == "running", 10, "it replays")
+        began = time.monotonic()
+        assert new.stop() == 0
+        assert time.monotonic() - began < 10
+        # The owners before answered all the time, and still do.
+        cluster.leaves.remove(new)
+        assert ratio(read(cluster)) == 1.0
