@@ -62,12 +62,15 @@ class GrpcPeerCopy final : public PeerCopy {
         }
         return to_call_status(status);
       }
-      if (const CallStatus status = take(done); !status.ok()) {
+      // The next one arrives while this one is installed.
+      arrived_.Swap(&chunk_);
+      if (!arrived_.done()) read_next();
+      if (const CallStatus status = take(arrived_); !status.ok()) {
         context_->TryCancel();
         end_stream();
         return status;
       }
-      if (!done) read_next();
+      done = arrived_.done();
     }
     end_stream();
     return {};
@@ -113,6 +116,7 @@ class GrpcPeerCopy final : public PeerCopy {
     // The first event says that the call began, or that it has failed.
     began_ = false;
     pending_ = true;
+    arrived_.Clear();
   }
   void read_next() {
     stream_->Read(&chunk_, kTag);
@@ -139,19 +143,18 @@ class GrpcPeerCopy final : public PeerCopy {
     }
   }
 
-  CallStatus take(bool& done) {
+  CallStatus take(const v1::CopyItemsChunk& chunk) {
     const CopiedItems copied{
-        {chunk_.domains().data(), static_cast<std::size_t>(chunk_.domains_size())},
-        {chunk_.key_lengths().data(), static_cast<std::size_t>(chunk_.key_lengths_size())},
-        {chunk_.value_lengths().data(), static_cast<std::size_t>(chunk_.value_lengths_size())},
-        {chunk_.ttl_ms().data(), static_cast<std::size_t>(chunk_.ttl_ms_size())},
-        chunk_.items()};
+        {chunk.domains().data(), static_cast<std::size_t>(chunk.domains_size())},
+        {chunk.key_lengths().data(), static_cast<std::size_t>(chunk.key_lengths_size())},
+        {chunk.value_lengths().data(), static_cast<std::size_t>(chunk.value_lengths_size())},
+        {chunk.ttl_ms().data(), static_cast<std::size_t>(chunk.ttl_ms_size())},
+        chunk.items()};
     PeerCopyCounts counts = this->counts();
     if (!install_copied(engine_, *tokens_, domains_, copied, counts)) {
       return {kDataLoss, "the peer sent items that contradict themselves"};
     }
-    counts.cursor = chunk_.done() ? kScanEnd : chunk_.cursor();
-    done = chunk_.done();
+    counts.cursor = chunk.done() ? kScanEnd : chunk.cursor();
     const std::lock_guard lock(mutex_);
     counts_ = counts;
     return {};
@@ -166,7 +169,7 @@ class GrpcPeerCopy final : public PeerCopy {
       context_->TryCancel();
       queue_->Next(&tag, &ok);
       pending_ = false;
-    } else if (chunk_.done()) {
+    } else if (arrived_.done()) {
       context_->TryCancel();  // all is here; the status says no more
     }
     grpc::Status status;
@@ -194,7 +197,8 @@ class GrpcPeerCopy final : public PeerCopy {
   std::shared_ptr<const TokenSnapshot> tokens_;
   std::unique_ptr<grpc::CompletionQueue> queue_;
   std::unique_ptr<grpc::ClientAsyncReader<v1::CopyItemsChunk>> stream_;
-  v1::CopyItemsChunk chunk_;
+  v1::CopyItemsChunk chunk_;    // being read
+  v1::CopyItemsChunk arrived_;  // the last one that was
   bool began_ = false;
   bool pending_ = false;  // an event is still to come
 

@@ -173,18 +173,20 @@ class CopyStreams::Stream final : public grpc::ServerWriteReactor<grpc::ByteBuff
       if (wait.count() > 0 && !sleep(wait)) break;
       if (!write(to_message(encode(std::move(batch), cursor, cursor == kScanEnd)))) break;
     }
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !writing_; });
     if (failed_) return {grpc::StatusCode::CANCELLED, "the receiver is gone"};
     return ended_ ? CallGate::refusal() : grpc::Status::OK;
   }
+  // Returns when the one before it is out: the next part is scanned while this one is sent.
   bool write(grpc::ByteBuffer message) {
     std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !writing_; });
     if (ended_ || failed_) return false;
     message_ = std::move(message);
     writing_ = true;
     StartWrite(&message_);
-    changed_.wait(lock, [this] { return !writing_; });
-    return !failed_ && !ended_;
+    return true;
   }
 
   CopyStreams& owner_;
