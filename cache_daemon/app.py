@@ -254,14 +254,14 @@ class Daemon:
         if warming is None:
             return None
         stack.callback(warming.close)
-        warming.attach(pipeline.node)
+        warming.attach(pipeline.node, None if self._config.is_root else self._membership)
         if not self._config.warms:
             return None
         self.lifecycle.advance(State.WARMING)
         if self._membership is not None:
             # Shards are what a leaf is filled with, so it needs them first.
             self._membership.start(pipeline.node, self._addresses.grpc, fill=warming.fill)
-        warming.begin(self._membership, lambda error: self._inbox.put(Warmed(error)))
+        warming.begin(lambda error: self._inbox.put(Warmed(error)))
         while True:
             match self._inbox.get(_TELL_PROGRESS_S):
                 case StopSignal(name):

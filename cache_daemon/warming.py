@@ -96,15 +96,11 @@ class NodeWarming:
 
     # ---- the daemon's side
 
-    def attach(self, node: Node) -> None:
-        self._node = node
+    def attach(self, node: Node, membership: Membership | None) -> None:
+        self._node, self._membership = node, membership
         self._uploads = self._parts.start_uploads(self._owned)
 
-    def begin(
-        self, membership: Membership | None, on_end: Callable[[Exception | None], None]
-    ) -> None:
-        self._membership = membership
-
+    def begin(self, on_end: Callable[[Exception | None], None]) -> None:
         def first() -> None:
             try:
                 error = self._first()

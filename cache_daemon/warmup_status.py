@@ -86,13 +86,11 @@ class Warming(WarmupControl, SampleSource, Protocol):
     Before `attach` it has a status and samples, too.
     """
 
-    def attach(self, node: Node) -> None:
-        """From now on what `node` records is uploaded."""
+    def attach(self, node: Node, membership: Membership | None) -> None:
+        """From now on what `node` records is uploaded. `membership` is of a leaf."""
 
-    def begin(
-        self, membership: Membership | None, on_end: Callable[[Exception | None], None]
-    ) -> None:
-        """Fills the node; returns at once. `membership` is a leaf's, and has been started.
+    def begin(self, on_end: Callable[[Exception | None], None]) -> None:
+        """Fills the node; returns at once. The membership of a leaf has been started.
 
         `on_end` is called once: with why the daemon must not serve, if so.
         """

@@ -1,5 +1,6 @@
 """Shards that begin empty on a leaf are filled before they go online. All parts are real."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from cache_daemon.client import Status
 from tests.servers import wait_until
 from tests.sharded_daemons import ITEMS, NAMESPACE, Cluster, Node
 from tests.zookeeper import ZooKeeperServer, new_chroot
+from warmup.layout import parse_shards
 
 _KEYS = list(ITEMS)
 _HITS = (Status.HIT_DRAM, Status.HIT_NVM)
@@ -203,3 +205,31 @@ def test_a_signal_ends_the_warm_up_of_a_leaf_at_once(
         # The owners before answered all the time, and still do.
         cluster.leaves.remove(new)
         assert ratio(read(cluster)) == 1.0
+
+
+def test_the_log_of_a_leaf_says_of_which_shards_it_is(
+    tmp_path: Path, zookeeper: ZooKeeperServer
+) -> None:
+    cluster = Cluster(tmp_path, new_chroot(zookeeper.address), leaves=2, replicas=1)
+    store = tmp_path / "snapshots"
+    for leaf in cluster.leaves:
+        record = {"dir": str(leaf.folder / "log"), "sample": "100%", "window": "1s"}
+        warms(leaf, record=record, snapshots={"url": f"file://{store}"}, plan="none")
+    with cluster:
+        cluster.start()
+        read(cluster)
+        time.sleep(1.2)
+        read(cluster)
+        uploaded = [leaf.status().warmup.uploads for leaf in cluster.leaves]
+        wait_until(
+            lambda: all(leaf.status().warmup.uploads.uploaded for leaf in cluster.leaves),
+            30,
+            f"both upload: {uploaded}",
+        )
+    manifests = [json.loads(path.read_text()) for path in store.rglob("*.json")]
+    by_host = {each["host"]: each for each in manifests}
+    assert by_host.keys() == {"leaf-1", "leaf-2"}
+    shards = [set(parse_shards(by_host[host]["shards"])) for host in sorted(by_host)]
+    assert shards[0] | shards[1] == set(range(64))
+    assert not shards[0] & shards[1]
+    assert {each["shard_count"] for each in manifests} == {64}

@@ -60,7 +60,7 @@ class Warm:
 class World:
     """A `NodeWarming` over scripted parts. The next warm-ups are in `script`."""
 
-    def __init__(self, more: str = "max_duration: 30s") -> None:
+    def __init__(self, more: str = "max_duration: 30s", membership: Any = None) -> None:
         self.script: list[Warm | Exception] = []
         self.tasks: list[tuple[float, list[int] | None]] = []
         self.lifecycle = Lifecycle()
@@ -68,7 +68,7 @@ class World:
         parts: Any = self
         self.warming = NodeWarming(parse_config(_CONFIG.format(more=more)), self.lifecycle, parts)
         node: Any = object()
-        self.warming.attach(node)
+        self.warming.attach(node, membership)
         self.ends: list[Exception | None] = []
 
     def start_uploads(self, owned: Any) -> Any:
@@ -91,9 +91,9 @@ class World:
     def stop(self) -> None:
         """Of the uploads."""
 
-    def begin(self, *script: Warm | Exception, membership: Any = None) -> None:
+    def begin(self, *script: Warm | Exception) -> None:
         self.script += script
-        self.warming.begin(membership, self.ends.append)
+        self.warming.begin(self.ends.append)
 
     def wait(self) -> Exception | None:
         wait_until(lambda: bool(self.ends), 10, "the end of the one at the start")
@@ -238,9 +238,10 @@ def test_a_node_without_a_source_refuses(world: World) -> None:
     del world
 
 
-def test_a_leaf_waits_for_its_first_shards(world: World) -> None:
+def test_a_leaf_waits_for_its_first_shards() -> None:
     leaf = Leaf()
-    world.begin(Warm(_WARMED), membership=leaf)
+    world = World(membership=leaf)
+    world.begin(Warm(_WARMED))
     time.sleep(0.2)
     assert not world.ends
     leaf.shards_warming = 10
@@ -256,27 +257,29 @@ def test_a_leaf_waits_for_its_first_shards(world: World) -> None:
     assert world.warming.status().state == "warmed"
 
 
-def test_a_leaf_that_kept_its_shards_has_nothing_to_fill(world: World) -> None:
+def test_a_leaf_that_kept_its_shards_has_nothing_to_fill() -> None:
     leaf = Leaf()
     leaf.online = 5
-    world.begin(membership=leaf)
+    world = World(membership=leaf)
+    world.begin()
     assert world.wait() is None
     status = world.warming.status()
     assert (status.state, status.reason) == ("warmed", "its shards were kept")
 
 
 def test_a_leaf_without_shards_serves_in_time() -> None:
-    world = World("max_duration: 200ms")
-    world.begin(membership=Leaf())
+    world = World("max_duration: 200ms", Leaf())
+    world.begin()
     assert world.wait() is None
     assert world.warming.status().serving_cold
     assert "no shard was assigned to this leaf" in world.warming.status().reason
 
 
-def test_shards_that_come_go_before_what_an_operator_began(world: World) -> None:
+def test_shards_that_come_go_before_what_an_operator_began() -> None:
     leaf = Leaf()
     leaf.online = 2
-    world.begin(membership=leaf)
+    world = World(membership=leaf)
+    world.begin()
     world.wait()
     by_hand = Warm(None)
     world.script.append(by_hand)
@@ -290,10 +293,10 @@ def test_shards_that_come_go_before_what_an_operator_began(world: World) -> None
 
 
 def test_shards_that_come_one_after_the_other_wait_for_s3_once() -> None:
-    world = World("max_duration: 3s")
     leaf = Leaf()
     leaf.online = 2
-    world.begin(membership=leaf)
+    world = World("max_duration: 3s", leaf)
+    world.begin()
     world.wait()
     script = [Warm(_WARMED), Warm(Outcome("failed", "no answer")), Warm(_WARMED), Warm(_WARMED)]
     world.script += script
