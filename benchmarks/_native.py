@@ -14,23 +14,24 @@ from pathlib import Path
 __all__ = ["ROOT", "build", "free_memory_bytes", "rounds_by_metric"]
 
 ROOT = Path(__file__).resolve().parent.parent
-_BUILD = ROOT / "build" / "bench"
-_OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DFC_BENCH=ON", "-DFC_GRPC=OFF")
+_OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DFC_BENCH=ON")
 
 Round = Mapping[str, float]
 
 
-def build(program: str) -> Path:
+def build(program: str, *, grpc: bool = False) -> Path:
     """Builds a program of `native/bench/`; needs cmake, ninja and a compiler.
 
-    Raises RuntimeError when that fails.
+    `grpc`: it needs the rooms with gRPC. Raises RuntimeError when that fails.
     """
     if shutil.which("cmake") is None:
         raise RuntimeError("cmake is missing: run `make setup` first")
-    if not (_BUILD / "build.ninja").exists():
-        _run_quietly(("cmake", "-S", ROOT, "-B", _BUILD, "-G", "Ninja", *_OPTIONS))
-    _run_quietly(("cmake", "--build", _BUILD, "--target", program))
-    return _BUILD / "native" / "bench" / program
+    folder = ROOT / "build" / ("bench-grpc" if grpc else "bench")
+    if not (folder / "build.ninja").exists():
+        options = (*_OPTIONS, f"-DFC_GRPC={'ON' if grpc else 'OFF'}")
+        _run_quietly(("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", *options))
+    _run_quietly(("cmake", "--build", folder, "--target", program))
+    return folder / "native" / "bench" / program
 
 
 def rounds_by_metric(command: Sequence[str | Path]) -> Iterator[tuple[str, list[Round]]]:
