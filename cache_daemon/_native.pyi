@@ -621,7 +621,7 @@ class WarmPlan:
         Raises RequestLogError; what stood before the fault stays in the plan.
         """
     def drop_domains(self, domains: Sequence[tuple[str, str]]) -> int:
-        """Takes out the keys of (namespace, domain); returns how many.
+        """Takes out the keys of (namespace, domain), "": of all its domains; returns how many.
 
         A key is of the domain that its requests hinted, else of its namespace's default domain.
         Raises KeyError for an unknown one.

@@ -105,6 +105,9 @@ class Parts:
             peers=self._peers(node, shards, view),
             fleet_document=self._fleet_document(membership),
             node_name=self._name,
+            nvm_namespaces=frozenset(
+                name for name, namespace in self._config.namespaces.items() if namespace.nvm
+            ),
             fill=lambda: _fill(node),
         )
         return Warmer(settings, sources)

@@ -59,6 +59,8 @@ class Sources:
     peers: Sequence[Peer] = ()
     fleet_document: Document | None = None  # where the nodes share `fleet_rate`
     node_name: str = ""  # among them
+    # Whose items may lie on NVM, which a copy leaves out: what it did not bring is replayed.
+    nvm_namespaces: frozenset[str] = frozenset()
     # What the node has evicted for good, and how many items it has, by (namespace, domain).
     fill: Callable[[], Mapping[tuple[str, str], tuple[float, float]]] = dict
     clock: Callable[[], float] = time.monotonic
@@ -212,7 +214,7 @@ class Warmer:
     def _replay_snapshots(
         self, store: SnapshotStore, copied: Sequence[tuple[str, str]], deadline: float
     ) -> Outcome:
-        settings = self._settings
+        settings, sources = self._settings, self._sources
         self._phase = "snapshots"
         found = self._find(store, deadline)
         if not found:
@@ -244,7 +246,7 @@ class Warmer:
                 "the snapshots name no key that this node can ask for: they are of other "
                 "namespaces, hashed, or of namespaces without a store",
             )
-        plan.drop_domains(copied)
+        plan.drop_domains([each for each in copied if each[0] not in sources.nvm_namespaces])
         end = replay.run(deadline)
         return self._judge(end, replay)
 

@@ -128,16 +128,20 @@ class PyWarmPlan {
     const Locked plan(*shared_);
     std::uint64_t dropped = 0;
     for (const auto& [ns_name, domain_name] : domains) {
-      const auto [ns, domain] = node_.inside([&](Node& node) {
+      const auto [ns, numbers] = node_.inside([&](Node& node) {
         const NamespaceIndex found = node.engine().find_namespace(ns_name);
         if (found == kNoNamespace) throw py::key_error("no namespace " + ns_name);
         const std::vector<DomainConfig>& known = node.config().engine.namespaces[found].domains;
+        std::vector<std::uint32_t> wanted;
         for (std::uint32_t d = 0; d < known.size(); ++d) {
-          if (known[d].name == domain_name) return std::pair{found, d};
+          if (domain_name.empty() || known[d].name == domain_name) wanted.push_back(d);
         }
-        throw py::key_error("namespace " + ns_name + " has no domain " + domain_name);
+        if (wanted.empty() && !domain_name.empty()) {
+          throw py::key_error("namespace " + ns_name + " has no domain " + domain_name);
+        }
+        return std::pair{found, wanted};
       });
-      dropped += plan->drop_domain(ns, domain);
+      for (const std::uint32_t domain : numbers) dropped += plan->drop_domain(ns, domain);
     }
     return dropped;
   }
