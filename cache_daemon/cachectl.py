@@ -17,7 +17,7 @@ import typer
 from rich.console import RenderableType
 from rich.live import Live
 
-from cache_daemon import cachectl_cluster, cachectl_warmup
+from cache_daemon import cachectl_cluster, cachectl_snapshot, cachectl_warmup
 from cache_daemon._proto.feature_cache.v1 import admin_pb2
 from cache_daemon.cachectl_admin import AdminClient, DaemonUnreachable, RequestRefused
 from cache_daemon.cachectl_common import (
@@ -64,6 +64,7 @@ app.command()(put)
 app.command()(delete)
 app.add_typer(cachectl_cluster.app)
 app.add_typer(cachectl_warmup.app)
+app.add_typer(cachectl_snapshot.app)
 
 
 def main() -> None:
