@@ -20,15 +20,15 @@ class DomainGauges final : public CounterVisitor {
  public:
   void counter(std::string_view, std::string_view, Labels, std::uint64_t) override {}
   void gauge(std::string_view name, std::string_view, Labels labels, double value) override {
-    const bool items = name == "feature_cache_domain_items";
-    if (!items && name != "feature_cache_domain_live_bytes") return;
+    const bool counts = name == "feature_cache_domain_items";
+    if (!counts && name != "feature_cache_domain_live_bytes") return;
     std::string ns;
     std::string domain;
     for (const Label& label : labels) {
       if (label.name == "namespace") ns = label.value;
       if (label.name == "domain") domain = label.value;
     }
-    (items ? this->items : bytes)[{ns, domain}] += value;
+    (counts ? items : bytes)[{ns, domain}] += value;
   }
   void histogram(std::string_view, std::string_view, Labels, std::span<const double>,
                  std::span<const std::uint64_t>, double) override {}
