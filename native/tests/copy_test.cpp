@@ -30,6 +30,7 @@ INSTANTIATE_TEST_SUITE_P(Bundled, CopyContract, ::testing::Values(over(1), over(
 // meanwhile, and what a scan gives of the others is a value that was put.
 TEST_P(CopyContract, AScanIsRightWhileOthersWrite) {
   constexpr int kStill = 500;
+  constexpr std::uint64_t kVersions = 8;
   for (int i = 0; i < kStill; ++i) {
     put_into(user_, all(), "still " + std::to_string(i), "still");
   }
@@ -40,7 +41,7 @@ TEST_P(CopyContract, AScanIsRightWhileOthersWrite) {
       std::mt19937_64 random(static_cast<std::uint64_t>(t));
       while (!stop) {
         const std::string key = "moving " + std::to_string(random() % 3000);
-        const std::uint64_t version = random() % 50;
+        const std::uint64_t version = random() % kVersions;
         if (random() % 4 == 0) {
           testing::erase(*engine_, pin_, key);
         } else {
@@ -50,7 +51,7 @@ TEST_P(CopyContract, AScanIsRightWhileOthersWrite) {
     });
   }
   std::size_t worst = kStill;
-  for (int round = 0; round < 30; ++round) {
+  for (int round = 0; round < 8; ++round) {
     std::size_t still = 0;
     for (const auto& [key, item] : scanned(everything())) {
       if (key.starts_with("still")) {
@@ -58,7 +59,7 @@ TEST_P(CopyContract, AScanIsRightWhileOthersWrite) {
         ++still;
       } else {
         bool known = false;
-        for (std::uint64_t version = 0; version < 50 && !known; ++version) {
+        for (std::uint64_t version = 0; version < kVersions && !known; ++version) {
           known = item.value == patterned(key, version, item.value.size());
         }
         EXPECT_TRUE(known) << key;
