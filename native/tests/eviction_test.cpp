@@ -198,10 +198,13 @@ TEST(FrequencySketch, SaturatesAndAgesByHalf) {
 
 TEST(Router, AllConditionsOfARuleMustHold) {
   Router router({{"hot:", 3, 1}, {"hot:", 0, 2}, {"", 5, 3}}, 9, 1'000);
-  const auto route = [&](std::string_view key) { return router.route(key, hash_key(1, key).low); };
+  const auto route = [&](std::string_view key) {
+    return router.route(key, hash_key(1, key).low, 1);
+  };
   EXPECT_EQ(route("hot:a"), 2);
   EXPECT_EQ(route("hot:a"), 2);
   EXPECT_EQ(route("hot:a"), 1) << "its third ask";
+  EXPECT_EQ(router.route("hot:b", hash_key(1, "hot:b").low, 3), 1) << "a warm-up says so";
   EXPECT_EQ(route("cold"), 9);
   router.asked(hash_key(1, "cold").low, 3);
   EXPECT_EQ(route("cold"), 3) << "one, three hits, one more";

@@ -38,13 +38,13 @@ Bytes log_of(const std::vector<Column>& columns) {
   header.window_ms = 1000;
   header.file_id = 9;
   header.checksum = header.sum(text.data());
-  Bytes file(reinterpret_cast<const std::uint8_t*>(&header),
-             reinterpret_cast<const std::uint8_t*>(&header + 1));
-  file.insert(file.end(), text.begin(), text.end());
-  Encoder encoder(9, 1024);
-  const auto append = [&](std::span<const std::uint8_t> block) {
-    file.insert(file.end(), block.begin(), block.end());
+  Bytes file;
+  const auto append = [&](std::span<const std::uint8_t> bytes) {
+    file.insert(file.end(), bytes.begin(), bytes.end());
   };
+  append({reinterpret_cast<const std::uint8_t*>(&header), sizeof(header)});
+  append(text);
+  Encoder encoder(9, 1024);
   for (const Column& column : columns) {
     const std::vector<std::string_view> views(column.keys.begin(), column.keys.end());
     encoder.add(column.kind, true, views, [](std::string_view key) { return key; });
