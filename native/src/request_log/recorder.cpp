@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <new>
 #include <random>
 #include <utility>
 
@@ -17,7 +18,7 @@ constexpr std::chrono::milliseconds kWriteEvery{100};
 constexpr std::uint64_t kFlushMs = 10'000;  // a block that is not full by then is written as it is
 constexpr std::uint64_t kRetryMs = 5'000;   // how long a disk that refused is left alone
 constexpr unsigned kStripesTried = 3;
-constexpr std::uint64_t kSpareBytes = 1u << 20;  // of max_bytes: for the block that comes next
+constexpr std::uint64_t kEndBytes = sizeof(BlockHeader);  // of the block that ends a file
 
 std::uint64_t wall_ms() {
   return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -193,18 +194,25 @@ void Recorder::run() {
     wake_.wait_for(lock, kWriteEvery,
                    [this] { return stop_ || pressing_.load(std::memory_order_relaxed); });
     lock.unlock();
-    try {
-      write_out();
-    } catch (const std::exception& error) {  // no memory: what was taken is lost
-      std::fprintf(stderr, "feature cache: request log: %s\n", error.what());
-    }
+    write_out();
     lock.lock();
   }
 }
 
 void Recorder::write_out() {
   const std::lock_guard writing(write_mutex_);
+  try {
+    write_taken();
+  } catch (const std::bad_alloc&) {
+    no_memory();
+  }
+}
+
+// As write_out; throws std::bad_alloc.
+void Recorder::write_taken() {
   pressing_.store(false, std::memory_order_relaxed);
+  const std::uint64_t busy = dropped_busy_.get();
+  window_dropped_ += busy - std::exchange(busy_counted_, busy);
   const std::uint64_t now = wall_clock_();
   const std::uint64_t window = now - now % config_.window_ms;
   if (encoder_ != nullptr && window != window_start_ms_) close_window();
@@ -216,6 +224,7 @@ void Recorder::write_out() {
       taken_.swap(stripe.bytes);
       keys = std::exchange(stripe.keys, 0);
     }
+    taken_keys_ += keys;
     FC_SEQUENCE_POINT("request_log:taken");
     if (may_write(now, window, keys)) encode(taken_);
     taken_.clear();
@@ -230,7 +239,11 @@ void Recorder::write_out() {
 
 void Recorder::end_window() {
   const std::lock_guard writing(write_mutex_);
-  close_window();
+  try {
+    close_window();
+  } catch (const std::bad_alloc&) {
+    no_memory();
+  }
 }
 
 // Whether there is a file to write to and room for it; else `keys` are counted as lost.
@@ -239,14 +252,10 @@ bool Recorder::may_write(std::uint64_t now, std::uint64_t window, std::uint64_t 
     lose(dropped_disk_, keys);
     return false;
   }
-  bool fits = true;
-  files_dropped_.add(directory_.make_room(
-      config_.max_bytes - std::min(config_.max_bytes, kSpareBytes), file_.bytes(), fits));
-  if (!fits) {
-    lose(dropped_size_, keys);
-    return false;
+  if (encoder_ != nullptr) {
+    if (full_) lose(dropped_size_, keys);
+    return !full_;
   }
-  if (encoder_ != nullptr) return true;
   const std::vector<std::uint8_t> description = request_log::encode(description_);
   FileHeader header{};
   header.magic = kMagic;
@@ -261,6 +270,7 @@ bool Recorder::may_write(std::uint64_t now, std::uint64_t window, std::uint64_t 
     disk_failed(error);
     return false;
   }
+  full_ = false;
   encoder_ = std::make_unique<Encoder>(header.file_id, config_.dictionary_keys);
   window_start_ms_ = window;
   window_start_shown_.store(window, std::memory_order_relaxed);
@@ -305,6 +315,7 @@ void Recorder::encode(std::span<const std::uint8_t> bytes) {
         key += length;
       }
       encoder_->add(head.kind, begins, keys, alias);
+      FC_SEQUENCE_POINT("request_log:encoded");
       begins = false;
       done += count;
       if (encoder_->full()) write_block();
@@ -316,6 +327,15 @@ void Recorder::write_block() {
   const std::uint64_t before = encoder_->total_keys();
   const std::span<const std::uint8_t> block = encoder_->take(window_dropped_);
   const std::uint64_t keys = encoder_->total_keys() - before;
+  bool fits = true;
+  const std::uint64_t needed = std::min(config_.max_bytes, block.size() + kEndBytes);
+  files_dropped_.add(directory_.make_room(config_.max_bytes - needed, file_.bytes(), fits));
+  if (!fits) {
+    full_ = true;
+    lose(dropped_size_, keys);
+    encoder_->lost();
+    return;
+  }
   if (const int error = file_.append(block); error != 0) {
     lose(dropped_disk_, keys);
     disk_failed(error);
@@ -349,6 +369,19 @@ void Recorder::close_window() {
   window_dropped_ = 0;
 }
 
+// What was taken and not written is lost. The encoder may be amid a key: its file ends here.
+void Recorder::no_memory() noexcept {
+  const std::uint64_t settled =
+      keys_.get() + dropped_disk_.get() + dropped_size_.get() + dropped_memory_.get();
+  lose(dropped_memory_, taken_keys_ - settled);
+  taken_.clear();
+  encoder_.reset();
+  if (file_.finish() == 0) files_.add();
+  std::fprintf(stderr,
+               "feature cache: the request log found no memory; requests are served, and "
+               "some were not recorded\n");
+}
+
 void Recorder::lose(Counter& reason, std::uint64_t keys) noexcept {
   reason.add(keys);
   window_dropped_ += keys;
@@ -378,6 +411,7 @@ void Recorder::visit(CounterVisitor& visitor) const {
   };
   dropped("busy", dropped_busy_);
   dropped("disk", dropped_disk_);
+  dropped("memory", dropped_memory_);
   dropped("size", dropped_size_);
   visitor.counter("feature_cache_record_files_total", "Files of the request log that were ended.",
                   {}, files_.get());

@@ -81,6 +81,8 @@ class Recorder {
   bool samples_key(std::string_view key) const noexcept;
   bool copy(std::span<const Column> columns, Stripe& stripe);
   // For the holder of write_mutex_:
+  void write_taken();
+  void no_memory() noexcept;
   bool may_write(std::uint64_t now, std::uint64_t window, std::uint64_t keys);
   void encode(std::span<const std::uint8_t> bytes);
   void write_block();
@@ -109,8 +111,11 @@ class Recorder {
   LogFile file_;
   std::uint64_t window_start_ms_ = 0;
   std::uint64_t window_dropped_ = 0;  // keys, since the last file
+  std::uint64_t busy_counted_ = 0;    // of dropped_busy_: those that are in window_dropped_
+  std::uint64_t taken_keys_ = 0;      // from the stripes, ever
   std::uint64_t block_since_ms_ = 0;  // since when something waits in the encoder
   std::uint64_t retry_at_ms_ = 0;     // until then the disk is left alone
+  bool full_ = false;                 // the open file alone is as large as all may be
   bool complained_ = false;
   std::vector<std::uint8_t> taken_;
 
@@ -119,6 +124,7 @@ class Recorder {
   Counter bytes_;
   Counter dropped_busy_;
   Counter dropped_disk_;
+  Counter dropped_memory_;
   Counter dropped_size_;
   Counter files_;
   Counter files_dropped_;

@@ -1,7 +1,9 @@
 #include "testing/sequence_point.hpp"
 
 #include <atomic>
+#include <new>
 #include <shared_mutex>
+#include <utility>
 
 #include "core/check.hpp"
 
@@ -53,6 +55,11 @@ void SequencePoints::release(std::string_view name) {
   changed_.notify_all();
 }
 
+void SequencePoints::exhaust(std::string_view name) {
+  const std::lock_guard lock(mutex_);
+  points_[std::string(name)].exhausted = true;
+}
+
 std::uint64_t SequencePoints::reached(std::string_view name) {
   const std::lock_guard lock(mutex_);
   const auto found = points_.find(name);
@@ -61,6 +68,7 @@ std::uint64_t SequencePoints::reached(std::string_view name) {
 
 void SequencePoints::reach(const char* name) {
   std::unique_lock lock(mutex_, std::adopt_lock);
+  bool exhausted = false;
   if (const auto found = points_.find(std::string_view(name)); found != points_.end()) {
     Point& point = found->second;
     ++point.reached;
@@ -72,9 +80,11 @@ void SequencePoints::reach(const char* name) {
       changed_.wait(lock, [&] { return point.released != generation; });
       --point.stopped;
     }
+    exhausted = std::exchange(point.exhausted, false);
   }
   --inside_;
   changed_.notify_all();
+  if (exhausted) throw std::bad_alloc();
 }
 
 void reach_sequence_point(const char* name) {

@@ -35,7 +35,9 @@ class SequencePoints {
   [[nodiscard]] bool wait_blocked(std::string_view name, std::uint32_t threads = 1);
   // Lets all threads at `name` go and stops no more there.
   void release(std::string_view name);
-  // How many threads came to `name` since it was first blocked.
+  // The next thread to reach `name` finds no memory there: std::bad_alloc.
+  void exhaust(std::string_view name);
+  // How many threads came to `name` since it was first named here.
   std::uint64_t reached(std::string_view name);
 
  private:
@@ -45,6 +47,7 @@ class SequencePoints {
   struct Point {
     std::uint32_t to_stop = 0;
     std::uint32_t stopped = 0;
+    bool exhausted = false;
     std::uint64_t reached = 0;
     std::uint64_t released = 0;  // generation: who stopped under an older one goes on
   };
