@@ -17,7 +17,6 @@ namespace v1 = feature_cache::v1;
 
 constexpr std::size_t kChunkBytes = 1u << 20;
 constexpr std::size_t kDomainsMax = 4096;
-constexpr std::chrono::milliseconds kSleepMost{100};  // at a time, so that an end is noticed
 
 // Appends a packed field of 32-bit numbers, as the generated code would write it.
 void put_packed(Buffer& to, std::uint8_t field, const std::vector<std::uint32_t>& numbers) {
