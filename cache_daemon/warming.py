@@ -199,6 +199,14 @@ class NodeWarming:
             outcome = self._outcome
         if outcome is None or outcome.state != "failed" or self._closed.is_set():
             return None
+        assert self._node is not None
+        if kept := self._parts.kept_items(self._node):
+            _log.warning(
+                "the warm-up brought nothing: %s; the node has the %d items that it kept",
+                outcome.reason,
+                kept,
+            )
+            return None
         if self._config.warmup is not None and self._config.warmup.on_failure == "fail":
             return StartError(
                 f"the warm-up brought nothing: {outcome.reason}; with warmup.on_failure: "

@@ -74,6 +74,11 @@ class Parts:
             )
         )
 
+    def kept_items(self, node: Node) -> int:
+        """Those of an earlier process, that the node began with."""
+        report = node.start_report()
+        return report.memory_items + report.nvm_items
+
     def make_warmer(
         self,
         node: Node,
@@ -96,6 +101,8 @@ class Parts:
             copy_bytes_per_second=float(warmup.peer_copy.rate),
             max_seconds=seconds,
             target_hit_ratio=warmup.target_hit_ratio,
+            # A restart that kept its items is not held up by an S3 that is down.
+            patient=shards is not None or not self.kept_items(node),
             shard_count=0 if shards is None else shard_count,
             shards=shards,
         )

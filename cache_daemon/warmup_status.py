@@ -50,7 +50,7 @@ class WarmupStatus:
     # partial, failed, stopped.
     state: str
     reason: str = ""
-    serving_cold: bool = False  # the one at the start failed, and the daemon serves all the same
+    serving_cold: bool = False  # the one at the start failed, nothing was kept, and it serves
     phase: str = ""  # while it runs
     keys_done: int = 0
     keys_total: int = 0  # of the replay; 0: not known yet
@@ -154,7 +154,7 @@ def warmup_samples(status: WarmupStatus) -> Sequence[SampleLike]:
         *(gauge("state", state, float(status.state == name), state=name) for name in _STATES),
         gauge(
             "serving_cold",
-            "1 while the node serves although the warm-up at its start failed.",
+            "1 while the node serves although its first warm-up failed and it had kept nothing.",
             float(status.serving_cold),
         ),
         gauge("keys", "Keys of the replay; 0: not known yet.", status.keys_total),

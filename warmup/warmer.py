@@ -46,6 +46,8 @@ class WarmSettings:
     copy_bytes_per_second: float = float(256 << 20)
     max_seconds: float = 600.0
     target_hit_ratio: float = 0.95
+    # Whether snapshots that cannot be reached are waited for; else their store's attempts are all.
+    patient: bool = True
     shard_count: int = 0  # of a leaf
     shards: npt.NDArray[np.uint32] | None = None  # that are to be filled, rising; None: all keys
 
@@ -291,7 +293,7 @@ class Warmer:
                 self._problems.append(str(error))
                 _log.warning("warm-up: %s", error)
             left_s = deadline - self._clock()
-            if left_s <= pause_s:
+            if left_s <= pause_s or not settings.patient:
                 break
             self._stopping.wait(pause_s)
             pause_s = min(pause_s * 2, _RETRY_S[1])

@@ -69,11 +69,16 @@ class World:
         self.warming = NodeWarming(parse_config(_CONFIG.format(more=more)), self.lifecycle, parts)
         node: Any = object()
         self.warming.attach(node, membership)
+        self.kept = 0
         self.ends: list[Exception | None] = []
 
     def start_uploads(self, owned: Any) -> Any:
         del owned
         return self
+
+    def kept_items(self, node: Any) -> int:
+        del node
+        return self.kept
 
     def make_warmer(
         self, node: Any, seconds: float, shards: Any, view: Any, membership: Any
@@ -171,6 +176,17 @@ def test_or_does_not_start_where_that_is_wanted(what: Any) -> None:
     assert isinstance(error, StartError)
     assert "no snapshots" in str(error)
     assert not world.warming.status().serving_cold
+
+
+@pytest.mark.parametrize("on_failure", ["fail", "serve_cold"])
+def test_what_a_restart_kept_is_not_cold(on_failure: str) -> None:
+    world = World(f"on_failure: {on_failure}")
+    world.kept = 5
+    world.begin(Warm(Outcome("failed", "S3 does not answer")))
+    assert world.wait() is None
+    status = world.warming.status()
+    assert (status.state, status.reason) == ("failed", "S3 does not answer")
+    assert not status.serving_cold
 
 
 @pytest.mark.parametrize("state", ["partial", "stopped"])
