@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import placement
-from benchmarks._cluster import NAMESPACE, ClusterError, Member, ShardedCluster
+from benchmarks._cluster import NAMESPACE, ClusterError, ShardedCluster
 from benchmarks._cluster_load import Load, by_second, wrong_values
 from benchmarks._cluster_view import SESSION_S, View
+from benchmarks._daemon import Daemon
 from benchmarks._harness import Figure, Metric, Settings, alternate, median
 from benchmarks._servers import cpu_seconds
 from benchmarks._zookeeper import zookeeper
@@ -333,8 +334,7 @@ def _root_added(size: _Size, folder: Path) -> Iterator[Figure]:
             ShardedCluster(folder, ensemble.hosts, leaves=4, replicas=1, memory="32MiB")
         )
         cluster.start()
-        alone = Member(folder / "alone", "alone", cluster.values_sections("32MiB"))
-        stack.callback(alone.kill)
+        alone = stack.enter_context(Daemon(folder / "alone", cluster.values_sections("32MiB")))
         alone.start()
         alone.wait()
         through_root = stack.enter_context(cluster.root.client())

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from redis import Redis
 
 from benchmarks import _warm_cluster, _warm_native
+from benchmarks._daemon import Daemon, DaemonError
 from benchmarks._harness import Figure, Metric, Settings, alternate, median
 from benchmarks._load_clients import Clients
 from benchmarks._servers import RunningServer, redis_server
+from benchmarks._store_meter import StoreMeter
 from benchmarks._warm_nodes import (
     Ids,
-    Node,
-    NodeError,
-    StoreMeter,
     ask,
     fill_redis,
     wait_for_snapshots,
@@ -156,22 +156,24 @@ def _replaying(folder: Path, size: _Size, **replay: Any) -> dict[str, Any]:
     return _warmup_section(folder, plan="replay", replay=settings, target_hit_ratio="100%")
 
 
-def _record(folder: Path, size: _Size, sections: dict[str, Any], trace: Trace) -> tuple[Node, int]:
+def _record(
+    folder: Path, size: _Size, sections: dict[str, Any], trace: Trace
+) -> tuple[Daemon, int]:
     """A warm node that has recorded the first part of the trace; returns the bytes of its logs."""
-    node = Node(folder / "warm", sections | _recorder(folder, size))
+    node = Daemon(folder / "warm", sections | _recorder(folder, size))
     try:
-        node.wait()
+        node.start().wait()
         with node.client() as client:
             until = time.monotonic() + size.recorded_s
             while time.monotonic() < until:
                 ask(client, next(trace.requests))
         return node, wait_for_snapshots(folder / "snapshots", 6.0 * size.window_s)
     except BaseException:
-        node.__exit__(None, None, None)
+        node.kill()
         raise
 
 
-def _hit_ratios(nodes: Sequence[Node], trace: Trace, seconds: float) -> list[float]:
+def _hit_ratios(nodes: Sequence[Daemon], trace: Trace, seconds: float) -> list[float]:
     """Of all nodes, asked for the same requests at the trace's pace."""
     hits, cells = [0] * len(nodes), 0
     with ExitStack() as stack:
@@ -204,11 +206,11 @@ def _first_minute(
         with ExitStack() as measured:
             reads = measured.enter_context(meter()) if meter else None
             warmed = stack.enter_context(
-                Node(folder / "warmed", sections("warmed") | _replaying(folder, size))
+                Daemon(folder / "warmed", sections("warmed") | _replaying(folder, size))
             )
-            warming_s = warmed.wait(180.0)
-        cold = stack.enter_context(Node(folder / "cold", sections("cold")))
-        cold.wait()
+            warming_s = warmed.start().wait(180.0)
+        cold = stack.enter_context(Daemon(folder / "cold", sections("cold")))
+        cold.start().wait()
         of_warm, of_warmed, of_cold = _hit_ratios([warm, warmed, cold], trace, size.measured_s)
         asked = int(warmed.sample("feature_cache_warmed_keys_total"))
     yield _figure(
@@ -232,7 +234,7 @@ def _first_minute(
 def _rate_figure(name: str, reads: StoreMeter, limit: int, nodes: int) -> Figure:
     busy_s = reads.seconds_busy()
     if busy_s < _BUSY_SECONDS_MIN:
-        raise NodeError(f"{name}: only {reads.keys} keys were asked for in {busy_s:.1f} s")
+        raise DaemonError(f"{name}: only {reads.keys} keys were asked for in {busy_s:.1f} s")
     return _figure(
         name,
         reads.busiest_second() / limit,
@@ -272,7 +274,7 @@ def _zipf(size: _Size, folder: Path) -> Iterator[Figure]:
             size,
             sections,
             trace,
-            lambda: StoreMeter(redis),
+            lambda: StoreMeter(Redis(port=redis.port)),
         )
         yield _fleet(folder, size, sections, redis)
 
@@ -280,15 +282,15 @@ def _zipf(size: _Size, folder: Path) -> Iterator[Figure]:
 def _fleet(folder: Path, size: _Size, sections: _Sections, redis: RunningServer) -> Figure:
     """Eight nodes warm at once from what the last part has recorded."""
     with ExitStack() as stack:
-        reads = StoreMeter(redis)
+        reads = StoreMeter(Redis(port=redis.port))
         with reads:
             nodes = [
                 stack.enter_context(
-                    Node(
+                    Daemon(
                         folder / f"fleet-{number}",
                         sections("fleet") | _replaying(folder, size, fleet_rate=size.fleet_rate),
                     )
-                )
+                ).start()
                 for number in range(_FLEET)
             ]
             for node in nodes:
@@ -348,23 +350,23 @@ def _recording(size: _Size, folder: Path) -> Iterator[Figure]:
             ("recording", _recorder(folder, size, window="10m")),
             ("plain", {}),
         ):
-            node = stack.enter_context(Node(folder / name, sections | warmup))
+            node = stack.enter_context(Daemon(folder / name, sections | warmup))
             nodes.append(node)
-            node.wait()
+            node.start().wait()
             with node.client() as client:
                 for first in range(0, ids.size, _BATCH):
                     part = ids[first : first + _BATCH]
                     values = np.repeat(part[:, None], 25, axis=1).view(np.uint8)
                     if not client.batch_put({_NAMESPACE: (part, values)}).all_stored:
-                        raise NodeError("no room for the items")
+                        raise DaemonError("no room for the items")
         ours, peer = (Clients(stack, _call, node.server, _Batches()) for node in nodes)
         rates, peer_rates = alternate(
             lambda: ours.round(size.round_s), lambda: peer.round(size.round_s), size.rounds
         )
         recorded = nodes[0].sample("feature_cache_record_keys_total")
-        dropped = nodes[0].sample("feature_cache_record_dropped_total")
+        dropped = nodes[0].sample("feature_cache_record_dropped_keys_total")
     if not recorded:
-        raise NodeError("nothing was recorded")
+        raise DaemonError("nothing was recorded")
     yield _figure(
         "recording_cost",
         median(rates),

@@ -1,6 +1,8 @@
 """What holds for every test: how tests are spread over workers, and that none is skipped."""
 
-from collections.abc import Generator
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,11 @@ def pytest_make_collect_report(
         report.outcome = "failed"
         report.longrepr = f"{collector.nodeid} skipped itself, which counts as a failure here"
     return report
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder of shared memory that the daemons of a test have to themselves."""
+    folder = Path(tempfile.mkdtemp(prefix="fc-test-", dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder)

@@ -2,11 +2,9 @@
 when the memory of an earlier one cannot be had. Real processes, real shared memory."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -26,14 +24,6 @@ MINE = [b"mine %d" % number for number in range(2000)]  # the store has none of 
 VALUES = [b"value of mine %d" % number for number in range(2000)]
 HITS = [Status.HIT_DRAM] * len(MINE)
 ABSENT = [Status.NOT_FOUND] * len(MINE)  # the store was asked, and has none
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    """A folder of shared memory that the daemons of a test have to themselves."""
-    folder = Path(tempfile.mkdtemp(prefix="fc-e2e-", dir="/dev/shm"))
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -4,11 +4,9 @@ A reboot is played by removing the shared memory: what the engine then has is wh
 leave it, the devices alone.
 """
 
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,6 @@ from tests.servers import wait_until
 ITEMS = {b"item %d" % number: b"%08d" % number * 100 for number in range(12_000)}  # 10 MiB
 KEYS = list(ITEMS)
 HIT = (Status.HIT_DRAM, Status.HIT_NVM)
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="fc-e2e-", dir="/dev/shm"))
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

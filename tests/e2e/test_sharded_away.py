@@ -1,8 +1,6 @@
 """A leaf that is away while others are written to: what it has when it is back, and what not."""
 
 import contextlib
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -28,13 +26,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooKeeperServer
     server = ZooKeeperServer(tmp_path_factory.mktemp("zookeeper"))
     with server:
         yield server
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="fc-away-", dir="/dev/shm"))
-    yield folder
-    shutil.rmtree(folder)
 
 
 def _statuses(leaf: Node, keys: list[bytes]) -> list[int]:

@@ -3,12 +3,10 @@
 Real daemons on a real store; snapshots on a disk that they share (S3 is in test_warmup_s3.py).
 """
 
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -29,14 +27,6 @@ from tests.warmup_daemons import ITEMS, KEYS, Fleet, WarmNode
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
     with Fleet(tmp_path, f"file://{tmp_path}/snapshots") as fleet:
         yield fleet
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    """A folder of shared memory that the daemons of a test have to themselves."""
-    folder = Path(tempfile.mkdtemp(prefix="fc-e2e-", dir="/dev/shm"))
-    yield folder
-    shutil.rmtree(folder)
 
 
 def http(node: WarmNode, path: str) -> int:

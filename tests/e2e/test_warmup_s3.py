@@ -61,6 +61,31 @@ def test_a_fleet_shares_its_rate_by_the_snapshots(s3: S3Server, tmp_path: Path) 
         assert asked / seconds <= 1.02 * 1500
 
 
+def test_a_node_that_kept_its_items_waits_for_no_s3(
+    s3: S3Server, tmp_path: Path, shared: Path
+) -> None:
+    with (
+        credentials(),
+        TcpProxy(s3.port) as proxy,
+        fleet_of(tmp_path, f"http://{proxy.address}") as fleet,
+    ):
+        recorder = fleet.recorder().start()
+        fleet.record(recorder)
+        node = fleet.node("new", max_duration="60s", on_failure="fail")
+        node.config["persist"] = {"dir": str(shared), "name": "kept"}
+        node.start()
+        assert node.warmup.state == "warmed", node.daemon.log
+        node.daemon.signal()
+        assert node.daemon.wait() == 0
+        proxy.refuse()
+        began = time.monotonic()
+        node.start()
+        assert time.monotonic() - began < 30
+        assert node.warmup.state == "failed", node.daemon.log
+        assert not node.warmup.serving_cold
+        assert node.hits() >= 0.95
+
+
 @pytest.mark.parametrize("fault", ["silent", "refused", "slow"])
 def test_an_s3_that_does_not_answer_delays_no_start(
     s3: S3Server, tmp_path: Path, fault: str

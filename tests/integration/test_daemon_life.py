@@ -3,10 +3,8 @@ service manager, to signals and to operators. As a process it is in tests/e2e.""
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 import urllib.request
@@ -20,13 +18,6 @@ from cache_daemon.app import Daemon, Outcome, Pipeline, StartError
 from cache_daemon.cachectl_admin import AdminClient, RequestRefused
 from cache_daemon.config import Config, ConfigError, ServiceManager, parse_config
 from cache_daemon.lifecycle import State
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="fc-life-", dir="/dev/shm"))
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from benchmarks._store_meter import StoreMeter
 from cache_daemon._native import (
     DomainConfig,
     NamespaceConfig,
@@ -120,42 +120,9 @@ def warmer_of(
     )
 
 
-class Meter:
-    """Counts the keys that Redis is asked for, as it says itself. A context manager."""
-
-    def __init__(self, redis: RedisServer) -> None:
-        self._client = redis.client()
-        self._stop = threading.Event()
-        self.readings: list[tuple[float, int]] = []
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> "Meter":
-        self._read()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._read()
-        self._client.close()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.02):
-            self._read()
-
-    def _read(self) -> None:
-        at = time.monotonic()
-        stats = self._client.info("stats")
-        self.readings.append((at, stats["keyspace_hits"] + stats["keyspace_misses"]))
-
-    @property
-    def keys(self) -> int:
-        return self.readings[-1][1] - self.readings[0][1]
-
-    def busiest_second(self) -> float:
-        at, keys = np.array(self.readings, np.float64).T
-        return float((np.interp(at + 1, at, keys) - keys).max())
+def meter_of(redis: RedisServer) -> StoreMeter:
+    """Counts the keys that Redis is asked for, as it says itself."""
+    return StoreMeter(redis.client())
 
 
 def test_a_new_node_has_what_the_warm_one_was_asked(
@@ -186,7 +153,7 @@ def test_the_most_valuable_keys_come_first_and_the_target_ends_it(
 def test_the_rate_holds_in_every_second_at_the_store(
     filled_redis: RedisServer, snapshots: SnapshotStore
 ) -> None:
-    with Filled(filled_redis) as new, Meter(filled_redis) as meter:
+    with Filled(filled_redis) as new, meter_of(filled_redis) as meter:
         outcome = warmer_of(new, snapshots, rate=1500.0, target_hit_ratio=1.0).run()
     assert outcome.state == "warmed"
     assert meter.keys == len(KEYS)
@@ -198,7 +165,7 @@ def test_what_the_node_holds_is_not_asked_for_again(
 ) -> None:
     with Filled(filled_redis) as new:
         new.ask(KEYS[:2500])
-        with Meter(filled_redis) as meter:
+        with meter_of(filled_redis) as meter:
             outcome = warmer_of(new, snapshots, rate=100_000.0, target_hit_ratio=1.0).run()
     assert outcome.state == "warmed"
     assert meter.keys == len(KEYS) - 2500
@@ -214,7 +181,7 @@ def test_a_full_cache_ends_it(filled_redis: RedisServer, snapshots: SnapshotStor
 
         sources = Sources(make_plan=lambda: WarmPlan(new.node), snapshots=snapshots, fill=fill)
         settings = WarmSettings(plan="replay", rate=1000.0, target_hit_ratio=1.0, max_seconds=30)
-        with Meter(filled_redis) as meter:
+        with meter_of(filled_redis) as meter:
             outcome = Warmer(settings, sources).run()
         held = sum(new.held(KEYS[n : n + 1000]) for n in range(0, len(KEYS), 1000))
     assert outcome.state == "warmed"
@@ -395,7 +362,7 @@ def test_nodes_that_warm_at_once_share_a_rate(
     filled_redis: RedisServer, snapshots: SnapshotStore, documents: Callable[[], Document]
 ) -> None:
     fleet_rate, nodes = 4000.0, 4
-    with ExitStack() as stack, Meter(filled_redis) as meter:
+    with ExitStack() as stack, meter_of(filled_redis) as meter:
         warmers = []
         for _ in range(nodes):
             filled = stack.enter_context(Filled(filled_redis))

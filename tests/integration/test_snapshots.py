@@ -357,10 +357,9 @@ def test_a_server_that_hangs_costs_its_time_limit(s3_server: S3Server) -> None:
 
 
 class _Busy(http.server.BaseHTTPRequestHandler):
-    """Says 503 to the first requests, then hands over to the real one."""
+    """Says 503 to every request."""
 
     protocol_version = "HTTP/1.1"
-    refusals = 0
     answered = 0
 
     def _answer(self) -> None:
