@@ -209,7 +209,7 @@ TEST(RequestLogDamage, NothingIsBelievedThatWasNotChecked) {
     LogInfo info;
     // Either it is refused, or it says something that holds together; never out of bounds.
     Bytes file = file_of(encoder, id, {}, usual_description());
-    file.resize(file.size() - sizeof(request_log::BlockHeader));
+    file.erase(file.end() - sizeof(request_log::BlockHeader), file.end());
     file.insert(file.end(), block.begin(), block.end());
     encoder.lost();
     if (inspect_log(file, info) == LogFault::None) {

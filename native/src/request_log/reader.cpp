@@ -128,11 +128,11 @@ LogFault Reader::open(std::span<const std::uint8_t> file) {
   complete_ = false;
   description_ = {};
   header_ = {};
-  if (file.size() < sizeof(header_)) {
-    // Nothing, or the beginning of one.
-    const std::size_t known = std::min(file.size(), sizeof(kMagic));
-    const bool begins = std::memcmp(file.data(), &kMagic, known) == 0;
-    return file.empty() || begins ? LogFault::Truncated : LogFault::BadFormat;
+  if (file.empty()) return LogFault::Truncated;
+  if (file.size() < sizeof(header_)) {  // the beginning of one, or something else
+    const bool begins =
+        std::memcmp(file.data(), &kMagic, std::min(file.size(), sizeof(kMagic))) == 0;
+    return begins ? LogFault::Truncated : LogFault::BadFormat;
   }
   std::memcpy(&header_, file.data(), sizeof(header_));
   if (header_.magic != kMagic) return LogFault::BadFormat;
