@@ -125,7 +125,6 @@ TEST_P(Churn, NoReaderSeesAnOlderVersionThanWasAcknowledged) {
   start(config);
   const std::uint64_t seed = seed_of(42);
   std::vector<std::atomic<std::uint64_t>> acknowledged(kKeys);
-  std::atomic<std::uint64_t> flushes{0};
   std::atomic<std::size_t> writers_left{kWriters};
   std::atomic<std::uint64_t> hits{0};
   std::atomic<std::uint64_t> nvm_hits{0};

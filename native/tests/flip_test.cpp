@@ -139,7 +139,7 @@ class FlipTest : public ::testing::TestWithParam<bool> {
   static void add(std::vector<Flip>& flips, std::uint64_t begin, std::uint64_t bytes,
                   std::uint64_t every = 1) {
     // Fewer where a sanitizer makes each start cost many times as much.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(FC_ASAN) || defined(FC_TSAN)
     const std::uint64_t step = every * 7;
 #else
     const std::uint64_t step = every;

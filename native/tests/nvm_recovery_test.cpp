@@ -87,9 +87,9 @@ class NvmRecoveryFlips : public NvmRecovery {
     std::printf("%zu flips\n", flips.size());
   }
   // Every byte; a few of them where a sanitizer makes each start cost many times as much.
-#if defined(__SANITIZE_THREAD__)
+#if defined(FC_TSAN)
   static constexpr std::size_t kEvery = 41;
-#elif defined(__SANITIZE_ADDRESS__)
+#elif defined(FC_ASAN)
   static constexpr std::size_t kEvery = 7;
 #else
   static constexpr std::size_t kEvery = 1;

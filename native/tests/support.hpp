@@ -31,7 +31,7 @@ inline std::uint64_t seed_of(std::uint64_t fallback) {
 
 // Repetitions of a loop, fewer where the thread sanitizer makes each cost ten times as much.
 constexpr std::size_t scaled(std::size_t repetitions) {
-#if defined(__SANITIZE_THREAD__)
+#if defined(FC_TSAN)
   return repetitions / 5;
 #else
   return repetitions;

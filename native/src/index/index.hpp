@@ -92,7 +92,7 @@ class Index {
   // The slots of a bucket that may carry the tag, as a mask for first_of(); the caller looks at
   // each slot again, by an atomic load.
   static std::uint32_t candidates(const Bucket& bucket, std::uint16_t tag) noexcept {
-#if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
+#if defined(__SSE2__) && !defined(FC_TSAN)
     // One compare of 16-bit lanes; the tag is the top lane of each word. The vector loads are not
     // atomic as a whole, but each aligned word is: what they say is only where to look.
     const auto* words = reinterpret_cast<const __m128i*>(bucket.slots);
